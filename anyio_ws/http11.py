@@ -1,0 +1,515 @@
+"""RFC 9112: as much of HTTP/1.1 as an opening handshake needs, and no more.
+
+``RequestReader`` and ``ResponseReader`` take bytes as they arrive and refuse at the earliest byte that
+shows a fault. Strict: nothing is repaired, folded or guessed, because whatever two parsers read
+differently is an attack on the one behind the other. What the headers *mean* for a WebSocket is the
+business of ``handshake.py``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import parse_qsl, unquote
+
+from .exceptions import HeaderPairs, InvalidRequest, InvalidResponse
+
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
+_token = re.compile(TOKEN)
+# What may never stand in a head, wherever: a control character, a bare LF, a bare CR (RFC 9112 §2.2).
+_forbidden = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
+_bad_value = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_version = re.compile(r"HTTP/\d\.\d", re.IGNORECASE)
+_target = re.compile(r"[!-\"$-~]+")  # visible ASCII except "#"
+_host = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::(\d{0,5}))?", re.ASCII)
+_status_line = re.compile(r"HTTP/1\.1 (\d{3})(?: (.*))?", re.DOTALL | re.ASCII)
+_chunk = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
+_length = re.compile(r"[0-9]{1,18}")
+
+DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
+
+
+def is_token(text: object) -> bool:
+    """Tell whether this is a token (RFC 9110 §5.6.2)."""
+    return isinstance(text, str) and _token.fullmatch(text) is not None
+
+
+def is_target(text: str) -> bool:
+    """Tell whether a text is visible ASCII without ``#``, as a request target must be."""
+    return _target.fullmatch(text) is not None
+
+
+def is_field_value(text: object) -> bool:
+    """Tell whether this is text without control characters but tabs, and trimmed (RFC 9110 §5.5)."""
+    return isinstance(text, str) and not _bad_value.search(text) and text == text.strip(" \t")
+
+
+def shown(value: object) -> str:
+    """Show a peer's or a caller's value in an error: one line of ASCII, not too long."""
+    text = ascii(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+class Headers(MutableMapping[str, str]):
+    """HTTP headers: names compare without case, values keep theirs, repeated names are kept.
+
+    ``headers["accept"]`` joins the values of a repeated name with ``", "`` (RFC 9110 §5.3);
+    :meth:`get_all` has them apart, and :meth:`pairs` everything in order. Setting a name or a value
+    that would not survive the wire is a ``ValueError`` at once.
+    """
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: HeaderPairs = ()) -> None:
+        self._pairs: list[tuple[str, str]] = []
+        for name, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
+            self.add(name, value)
+
+    @classmethod
+    def _received(cls, pairs: list[tuple[str, str]]) -> Headers:
+        """Adopt pairs that the parser has checked."""
+        headers = cls()
+        headers._pairs = pairs
+        return headers
+
+    def add(self, name: str, value: str) -> None:
+        """Add a header, beside others of the same name.
+
+        :raises ValueError: when the name is no token, or the value has a line break, another control
+            character, white space at its ends, or a character outside ISO-8859-1
+        """
+        if not is_token(name):
+            raise ValueError(f"header name: {shown(name)} is not a token (RFC 9110 §5.1)")
+        if not is_field_value(value):
+            raise ValueError(f"header {name}: the value is not a field value (RFC 9110 §5.5)")
+        try:
+            value.encode("latin-1")
+        except UnicodeEncodeError:
+            raise ValueError(f"header {name}: the value is not ISO-8859-1") from None
+        self._pairs.append((name, value))
+
+    def get_all(self, name: str) -> list[str]:
+        """Return the values of all headers of that name, in order."""
+        name = name.lower()
+        return [value for key, value in self._pairs if key.lower() == name]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return all headers in order, repeated names included."""
+        return list(self._pairs)
+
+    def __getitem__(self, name: str) -> str:
+        values = self.get_all(name)
+        if not values:
+            raise KeyError(name)
+        return ", ".join(values)
+
+    def __setitem__(self, name: str, value: str) -> None:
+        """Set a header, in place of all others of that name."""
+        self._remove(name)
+        self.add(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        if not self._remove(name):
+            raise KeyError(name)
+
+    def _remove(self, name: str) -> int:
+        before = len(self._pairs)
+        self._pairs = [pair for pair in self._pairs if pair[0].lower() != name.lower()]
+        return before - len(self._pairs)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and bool(self.get_all(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name.lower() for name, _ in self._pairs))
+
+    def __len__(self) -> int:
+        return len({name.lower() for name, _ in self._pairs})
+
+    def __repr__(self) -> str:
+        return f"<Headers {', '.join(self)}>"  # names only: values may be secrets
+
+
+class Request:
+    """An HTTP request, as it was received.
+
+    :ivar method: the method, in its own casing
+    :ivar url: the request target, undecoded
+    :ivar headers: the headers; see :class:`Headers`
+    :ivar remote_address: where it came from: ``(host, port)``, or the path of a Unix socket
+    """
+
+    def __init__(
+        self, method: str, url: str, headers: Headers, remote_address: tuple[str, int] | str = ""
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.remote_address = remote_address
+
+    @property
+    def raw_headers(self) -> bytes:
+        r"""The header block with lower-case names, ``b"name: value\r\n..."``."""
+        lines = [f"{name.lower()}: {value}\r\n" for name, value in self.headers.pairs()]
+        return "".join(lines).encode("latin-1")
+
+    @property
+    def path(self) -> str:
+        """The percent-decoded path of the target."""
+        return unquote(_path_of(self.url).partition("?")[0])
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The decoded query parameters; of a repeated one the first."""
+        pairs = parse_qsl(_path_of(self.url).partition("?")[2], keep_blank_values=True)
+        return dict(reversed(pairs))
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies by name (RFC 6265 §4.2); of a repeated one the first."""
+        pairs = [part.partition("=") for value in self.headers.get_all("cookie") for part in value.split(";")]
+        return {name.strip(): value.strip().strip('"') for name, is_pair, value in reversed(pairs) if is_pair}
+
+    @property
+    def origin(self) -> str | None:
+        """The ``Origin`` header: which page a browser acts for (RFC 6454 §7), ``None`` without one."""
+        return self.headers.get("origin")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.method} {shown(self.url.partition('?')[0])}>"
+
+
+@dataclass(frozen=True)
+class Response:
+    """An HTTP response: what an ``http_handler`` returns, and what a client's reader received.
+
+    :ivar status: the status code
+    :ivar body: the body, whole; text is encoded as UTF-8
+    :ivar headers: headers; ``Content-Length`` and ``Connection`` are added when it is built
+    :ivar reason: the reason phrase; the standard one of the status when empty
+    """
+
+    status: int
+    body: bytes | str = b""
+    headers: HeaderPairs = ()
+    reason: str = ""
+
+
+# --- reading a head ---------------------------------------------------------------------------------
+
+
+class _HeadReader:
+    """Collects bytes up to the empty line; each byte is looked at once, however they are cut.
+
+    :ivar rest: what came after the head
+    """
+
+    def __init__(self, max_size: int, max_headers: int) -> None:
+        self.rest = b""
+        self._max_size = max_size
+        self._max_headers = max_headers
+        self._buffer = bytearray()
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has arrived."""
+        return bool(self._buffer)
+
+    def _read_head(self, data: bytes | bytearray | memoryview) -> tuple[str, list[tuple[str, str]]] | None:
+        """Add bytes; return first line and headers once the empty line is there."""
+        seen = len(self._buffer)
+        self._buffer += data
+        if self._buffer.startswith(b"\r\n"):  # one empty line may come first (RFC 9112 §2.2)
+            del self._buffer[:2]
+            seen = max(seen - 2, 0)
+            if self._buffer.startswith(b"\r"):
+                raise self._malformed("more than one empty line before the first line")
+        end = self._buffer.find(b"\r\n\r\n", max(seen - 3, 0))
+        size = len(self._buffer) if end < 0 else end + 4
+        if _forbidden.search(self._buffer, max(seen - 1, 0), min(size, self._max_size)):
+            raise self._malformed("a control character or a bare line end in the head")
+        if size > self._max_size:
+            raise self._too_large(first_line=self._buffer.find(b"\r\n", 0, self._max_size) < 0)
+        if end < 0:
+            return None
+        self.rest = bytes(self._buffer[size:])
+        first, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
+        if len(lines) > self._max_headers:
+            raise self._too_many()
+        return first, [self._parse_field(line) for line in lines]
+
+    def _parse_field(self, line: str) -> tuple[str, str]:
+        """Parse one header line; folded lines and spaces before the colon are refused (RFC 9112 §5)."""
+        name, _, value = line.partition(":")
+        if not _token.fullmatch(name) or len(name) == len(line):
+            raise self._malformed("a header line is malformed")
+        return name.lower(), value.strip(" \t")
+
+    def _malformed(self, detail: str) -> Exception:
+        raise NotImplementedError
+
+    def _too_large(self, first_line: bool) -> Exception:
+        raise NotImplementedError
+
+    def _too_many(self) -> Exception:
+        raise NotImplementedError
+
+
+class RequestReader(_HeadReader):
+    """Reads the head of a client's request (RFC 9112 §3).
+
+    :param max_size: bytes of request line and headers, with the empty line
+    :param max_headers: how many headers a request may have
+    """
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Request | None:
+        """Take the bytes of one read; return the request when its head is complete.
+
+        :raises InvalidRequest: as soon as a byte shows that the request is malformed or too large
+        """
+        head = self._read_head(data)
+        if head is None:
+            return None
+        line, pairs = head
+        method, target = _parse_request_line(line)
+        headers = Headers._received(pairs)
+        _check_message(headers)
+        _check_host(headers, target)
+        return Request(method, target, headers)
+
+    def _malformed(self, detail: str) -> Exception:
+        return InvalidRequest(400, detail)
+
+    def _too_large(self, first_line: bool) -> Exception:
+        status, what = (414, "request line is") if first_line else (431, "headers are")
+        return InvalidRequest(status, f"the {what} too long; {self._max_size} bytes are accepted")
+
+    def _too_many(self) -> Exception:
+        return InvalidRequest(431, f"too many headers; {self._max_headers} are accepted")
+
+
+def _parse_request_line(line: str) -> tuple[str, str]:
+    """Split the request line (RFC 9112 §3) and judge its parts."""
+    parts = line.split(" ")
+    if len(parts) != 3 or not _token.fullmatch(parts[0]) or not _version.fullmatch(parts[2]):
+        raise InvalidRequest(400, "the request line is malformed")
+    method, target, version = parts
+    if version != "HTTP/1.1":
+        raise InvalidRequest(505, "only HTTP/1.1 is spoken here")
+    if method != "GET":  # §4.1: "The method of the request MUST be GET"
+        raise InvalidRequest(405, "only GET is accepted", [("Allow", "GET")])
+    if not _target.fullmatch(target) or not (target[0] == "/" or _authority_of(target)):
+        raise InvalidRequest(400, "the request target is neither a path nor an absolute URL")
+    return method, target
+
+
+def _check_message(headers: Headers) -> None:
+    """Refuse a request with a body: its bytes could be taken for frames (RFC 9112 §6, §11.2)."""
+    if "transfer-encoding" in headers or any(n != "0" for n in headers.get_all("content-length")):
+        raise InvalidRequest(400, "a request with a body is not accepted")
+
+
+def _check_host(headers: Headers, target: str) -> None:
+    """Demand exactly one valid ``Host``, the one of an absolute target if it is one (RFC 9112 §3.2)."""
+    hosts = headers.get_all("host")
+    if len(hosts) != 1:
+        raise InvalidRequest(400, "exactly one Host header is needed")
+    if not is_host(hosts[0]):
+        raise InvalidRequest(400, "the Host header is malformed")
+    if target[0] != "/" and _authority_of(target).lower() != hosts[0].lower():
+        raise InvalidRequest(400, "the request target and the Host header name different hosts")
+
+
+def split_host(value: str, default_port: int) -> tuple[str, int] | None:
+    """Split ``host[:port]`` into lower-case host and port, ``None`` if it is malformed (RFC 3986 §3.2)."""
+    match = _host.fullmatch(value)
+    if match is None or int(match[2] or 0) > 65535:
+        return None
+    if match[1].startswith("["):
+        try:
+            ipaddress.IPv6Address(match[1][1:-1])
+        except ValueError:
+            return None
+    return match[1].lower(), int(match[2] or default_port)
+
+
+def is_host(value: str) -> bool:
+    """Tell whether a text may be the value of a ``Host`` header."""
+    return split_host(value, 0) is not None
+
+
+def _authority_of(target: str) -> str:
+    """Return the authority of an absolute-form target, ``""`` if it is none (RFC 9112 §3.2.2)."""
+    scheme, is_absolute, rest = target.partition("://")
+    if not is_absolute or scheme.lower() not in DEFAULT_PORTS:
+        return ""
+    return re.split(r"[/?]", rest, maxsplit=1)[0]
+
+
+def _path_of(target: str) -> str:
+    """Return path and query of a target of either form."""
+    if target.startswith("/"):
+        return target
+    rest = target.partition("://")[2][len(_authority_of(target)) :]
+    return rest if rest.startswith("/") else "/" + rest
+
+
+class ResponseReader(_HeadReader):
+    """Reads a server's response: its head, and a limited body when the status is not 101.
+
+    :param max_size: bytes of status line and headers, interim responses included
+    :param max_headers: how many headers a response may have
+    :param max_body: bytes of the body that are kept; what is longer is cut off
+    """
+
+    def __init__(self, max_size: int = 16_384, max_headers: int = 128, max_body: int = 65_536) -> None:
+        super().__init__(max_size, max_headers)
+        self._max_body = max_body
+        self._head: tuple[int, str, Headers] | None = None
+        self._body = b""
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Response | None:
+        """Take the bytes of one read; return the response when it is complete.
+
+        :raises InvalidResponse: as soon as a byte shows that the response is malformed or too large
+        """
+        if self._head is None:
+            self._head = self._final_head(data)
+            if self._head is None:
+                return None
+            data, self.rest = self.rest, b"" if self._head[0] != 101 else self.rest
+        status = self._head[0]
+        if status == 101:
+            return self._response()
+        self._body += data
+        return self._response() if self._body_is_complete() else None
+
+    def feed_eof(self) -> Response:
+        """Take the end of the stream; it may be what ends the body.
+
+        :raises InvalidResponse: when the head is not complete
+        """
+        if self._head is None:
+            raise InvalidResponse("the server closed the connection before it answered the opening handshake")
+        return self._response()
+
+    def _final_head(self, data: bytes | bytearray | memoryview) -> tuple[int, str, Headers] | None:
+        """Read heads until one is final; interim responses count towards the size (RFC 9110 §15.2)."""
+        while (head := self._read_head(data)) is not None:
+            line, pairs = head
+            match = _status_line.fullmatch(line)
+            if match is None:
+                raise InvalidResponse("the status line is malformed, or not of HTTP/1.1")
+            status = int(match[1])
+            if status == 101 or status >= 200:
+                return status, match[2] or "", Headers._received(pairs)
+            data = self.rest
+            self._max_size -= len(self._buffer) - len(data)
+            self._buffer.clear()
+        return None
+
+    def _body_is_complete(self) -> bool:
+        assert self._head is not None
+        headers = self._head[2]
+        if "transfer-encoding" in headers:
+            return len(self._body) > self._max_body or _dechunk(self._body)[1]
+        length = headers.get("content-length", "")
+        wanted = int(length) if _length.fullmatch(length) else self._max_body + 1
+        return len(self._body) >= min(wanted, self._max_body + 1) or self._head[0] in (204, 304)
+
+    def _response(self) -> Response:
+        assert self._head is not None
+        status, reason, headers = self._head
+        body = self._body
+        if "transfer-encoding" in headers:
+            body = _dechunk(body)[0]
+        elif _length.fullmatch(headers.get("content-length", "")):
+            body = body[: int(headers["content-length"])]
+        return Response(status, body[: self._max_body], headers, reason)
+
+    def _malformed(self, detail: str) -> Exception:
+        return InvalidResponse(detail)
+
+    def _too_large(self, first_line: bool) -> Exception:
+        return InvalidResponse("the response's head is too long")
+
+    def _too_many(self) -> Exception:
+        return InvalidResponse("the response has too many headers")
+
+
+def _dechunk(data: bytes) -> tuple[bytes, bool]:
+    """Decode a chunked body as far as it goes, and tell whether it is complete (RFC 9112 §7.1)."""
+    body, position = b"", 0
+    while match := _chunk.match(data, position):
+        size = int(match[1], 16)
+        if not size:
+            return body, True
+        body += data[match.end() : match.end() + size]
+        position = match.end() + size + 2
+    return body, False
+
+
+# --- building a message -----------------------------------------------------------------------------
+
+
+def build_response(response: Response, *, date: str = "") -> bytes:
+    """Build a response that is not a 101; the connection ends with it.
+
+    :param response: status, headers and body
+    :param date: the value of the ``Date`` header, none when empty
+    :raises ValueError: when the reason phrase or a header would not survive the wire, or a header is
+        one that is written here
+    """
+    headers = Headers(response.headers)
+    refuse_reserved(headers)
+    body = response.body.encode() if isinstance(response.body, str) else response.body
+    if body and "content-type" not in headers:
+        headers["Content-Type"] = "text/plain; charset=utf-8"
+    if date:
+        headers["Date"] = date
+    pairs = [*headers.pairs(), ("Content-Length", str(len(body))), ("Connection", "close")]
+    return build_head(_status_line_of(response.status, response.reason), pairs) + body
+
+
+def build_refusal(refusal: InvalidRequest, *, date: str = "") -> bytes:
+    """Build the response that tells a client what was wrong with its request."""
+    status = HTTPStatus(refusal.status)
+    body = f"{status.value} {status.phrase}: {refusal.detail}\n"
+    headers = [*refusal.headers]
+    if status == HTTPStatus.UPGRADE_REQUIRED:  # RFC 9110 §15.5.22 demands both headers
+        pairs = [*headers, ("Upgrade", "websocket"), ("Connection", "Upgrade, close")]
+        pairs += [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        pairs += [("Date", date)] if date else []
+        return build_head(_status_line_of(426, ""), pairs) + body.encode()
+    return build_response(Response(refusal.status, body, headers), date=date)
+
+
+def _status_line_of(status: int, reason: str) -> str:
+    if not reason:
+        reason = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Unknown"
+    if _bad_value.search(reason) or not reason.isascii():
+        raise ValueError("reason: a reason phrase is visible ASCII and spaces (RFC 9112 §4)")
+    return f"HTTP/1.1 {status:03} {reason}"
+
+
+def build_head(first_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
+    """Build the head of a request or response from checked parts (RFC 9112 §2.1)."""
+    lines = [first_line, *(f"{name}: {value}" for name, value in pairs), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+# Headers that are written here; a caller's would contradict them (RFC 6455 §4.1, §4.2.2).
+_RESERVED = frozenset({"upgrade", "connection", "content-length", "transfer-encoding"})
+
+
+def refuse_reserved(headers: Headers) -> None:
+    """Refuse headers of a caller that would contradict ours.
+
+    :raises ValueError: naming the header
+    """
+    for name in headers:
+        if name in _RESERVED or name.startswith("sec-websocket-"):
+            raise ValueError(f"header {name}: it is written by the handshake itself")

@@ -1,0 +1,299 @@
+"""RFC 6455 §6 and §7: sending, receiving and closing, as a machine without I/O.
+
+Bytes in, messages out (:meth:`Protocol.receive_data`); intent in, bytes out (``send_*``). The machine
+knows no stream, no clock and no waiting, and keeps no outbox: whoever drives it writes what it returns.
+
+Its states are those of §7, one for each way in which the closing handshake can stand:
+
+* ``CONNECTING`` until the opening handshake is done,
+* ``OPEN`` while data may flow both ways,
+* ``CLOSE_SENT`` after our Close: we send nothing more, and the peer's data still counts,
+* ``CLOSE_RECEIVED`` after the peer's Close: it sends nothing more, and we may still finish,
+* ``CLOSED`` when both Close frames have passed, or the connection is lost.
+
+``TRANSITIONS`` is the whole machine: what may happen in each state, and the state that follows. A
+missing key is the error.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum, IntEnum
+
+from .events import CloseCode, Message, MessageType, Opcode, build_close, parse_close
+from .exceptions import LocalProtocolError, RemoteProtocolError
+from .framing import Frame, MessageReader, frame, to_bytes
+
+
+class Role(Enum):
+    """The two ends of a connection; only a client masks what it sends (RFC 6455 §5.1)."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class State(IntEnum):
+    """How far the connection has come; the module's docstring explains each."""
+
+    CONNECTING = 0
+    OPEN = 1
+    CLOSE_SENT = 2
+    CLOSE_RECEIVED = 3
+    CLOSED = 4
+
+
+class Move(IntEnum):
+    """What can happen to a connection."""
+
+    OPENED = 0
+    SEND = 1
+    RECEIVE = 2
+    SEND_CLOSE = 3
+    RECEIVE_CLOSE = 4
+    LOSE = 5
+
+
+TRANSITIONS: dict[State, dict[Move, State]] = {
+    State.CONNECTING: {
+        Move.OPENED: State.OPEN,
+        Move.LOSE: State.CLOSED,
+    },
+    State.OPEN: {
+        Move.SEND: State.OPEN,
+        Move.RECEIVE: State.OPEN,
+        Move.SEND_CLOSE: State.CLOSE_SENT,
+        Move.RECEIVE_CLOSE: State.CLOSE_RECEIVED,
+        Move.LOSE: State.CLOSED,
+    },
+    State.CLOSE_SENT: {
+        Move.RECEIVE: State.CLOSE_SENT,
+        Move.RECEIVE_CLOSE: State.CLOSED,
+        Move.LOSE: State.CLOSED,
+    },
+    State.CLOSE_RECEIVED: {
+        Move.SEND: State.CLOSE_RECEIVED,
+        Move.SEND_CLOSE: State.CLOSED,
+        Move.LOSE: State.CLOSED,
+    },
+    State.CLOSED: {
+        Move.LOSE: State.CLOSED,
+    },
+}
+
+
+class Protocol:
+    """One end of a WebSocket connection.
+
+    :param role: which end this is
+    :param max_message_size: bytes of payload above which a received message is refused (1009)
+    :param utf8: check received text, and deliver it as ``str``; ``bytes`` otherwise
+
+    :ivar state: where the connection stands; only this class changes it
+    :ivar close_code: the code of the first Close that ended the connection, ``None`` before: the
+        peer's, or the one we failed the connection with; 1005 when the peer's had none, 1006 when the
+        connection was lost without one (§7.1.5)
+    :ivar close_reason: the reason of that Close (§7.1.6)
+    :ivar closed_by: the role that sent the first Close, ``None`` if there was none
+    :ivar error: what the peer did wrong, once it has; :meth:`fail` tells it
+    """
+
+    __slots__ = (
+        "_fragmenting",
+        "_moves",
+        "_reader",
+        "close_code",
+        "close_reason",
+        "closed_by",
+        "error",
+        "role",
+        "state",
+    )
+
+    def __init__(self, role: Role, *, max_message_size: int, utf8: bool = True) -> None:
+        self.role = role
+        self.state = State.CONNECTING
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self.closed_by: Role | None = None
+        self.error: RemoteProtocolError | None = None
+        self._moves = TRANSITIONS[State.CONNECTING]
+        self._fragmenting = False
+        self._reader = MessageReader(masked=role is Role.SERVER, max_message_size=max_message_size, utf8=utf8)
+
+    def _move(self, move: Move) -> None:
+        try:
+            self.state = self._moves[move]
+        except KeyError:
+            raise LocalProtocolError(f"{move.name} is not possible when {self.state.name}") from None
+        self._moves = TRANSITIONS[self.state]
+
+    def can(self, move: Move) -> bool:
+        """Tell whether a move is possible in the present state."""
+        return move in self._moves
+
+    def opened(self) -> None:
+        """Note that the opening handshake is done (§4.1, §4.2.2: "the connection is _Established_")."""
+        self._move(Move.OPENED)
+
+    def lost(self) -> None:
+        """Note that the connection is gone; without a Close received that is code 1006 (§7.1.5)."""
+        self._move(Move.LOSE)
+        if self.close_code is None:
+            self.close_code = CloseCode.ABNORMAL_CLOSURE
+
+    # --- receiving: §6.2 --------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[Message]:
+        """Take received bytes; return the messages and control frames they complete, in order.
+
+        When the peer violates the protocol the messages before that are returned and :attr:`error`
+        is set; the driver then writes what :meth:`fail` returns. After a Close, and after an error,
+        everything is discarded (§1.4, §7.1.7).
+        """
+        messages = self._reader.feed(data)
+        if self._reader.error is not None:
+            self.error = self._reader.error
+        elif self._reader.finished and messages:
+            self._receive_close(messages[-1])
+        return messages
+
+    def _receive_close(self, message: Message) -> None:
+        """Note the peer's Close (§7.1.3); a failure of ours stays the reason of the end."""
+        if not self.can(Move.RECEIVE_CLOSE):
+            return
+        self._move(Move.RECEIVE_CLOSE)
+        if self.close_code is None:
+            self.close_code, self.close_reason = parse_close(message.data)
+        if self.closed_by is None:
+            self.closed_by = Role.SERVER if self.role is Role.CLIENT else Role.CLIENT
+
+    # --- sending: §6.1 ----------------------------------------------------------------------------
+
+    def send_text(self, data: str) -> bytes:
+        """Frame a text message.
+
+        :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
+        :raises UnicodeEncodeError: when *data* has a lone surrogate
+        """
+        return self._send_data(Opcode.TEXT, data.encode())
+
+    def send_bin(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Frame a binary message.
+
+        :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
+        :raises TypeError: when *data* is not bytes-like
+        """
+        return self._send_data(Opcode.BINARY, to_bytes(data))
+
+    def send_prepared(self, prepared: Frame) -> bytes:
+        """Return the bytes of a frame made ahead of time; a client masks it anew.
+
+        :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
+        """
+        if self.role is Role.CLIENT:
+            return self._send_data(prepared.opcode, prepared.payload)
+        self._check_data(prepared.opcode, fin=True)
+        return bytes(prepared)
+
+    def send_ping(self, data: bytes | bytearray | memoryview = b"") -> bytes:
+        """Frame a Ping (§5.5.2).
+
+        :raises LocalProtocolError: when nothing may be sent any more
+        :raises ValueError: when *data* is longer than 125 bytes
+        """
+        return self._send_control(Opcode.PING, to_bytes(data))
+
+    def send_pong(self, data: bytes | bytearray | memoryview = b"") -> bytes:
+        """Frame a Pong (§5.5.3); raises like :meth:`send_ping`."""
+        return self._send_control(Opcode.PONG, to_bytes(data))
+
+    def send_frame(self, opcode: int, data: bytes | bytearray | memoryview, *, fin: bool = True) -> bytes:
+        """Frame anything that is allowed now: fragments in particular (§5.4), or a Close.
+
+        :raises LocalProtocolError: when the frame is not allowed in the present state
+        :raises ValueError: when opcode or payload are never allowed
+        """
+        try:
+            opcode = Opcode(opcode)
+        except ValueError:
+            raise ValueError(f"opcode: {opcode!r} is not defined by RFC 6455") from None
+        payload = to_bytes(data)
+        if opcode < Opcode.CLOSE:
+            return self._send_data(opcode, payload, fin=fin)
+        if not fin:
+            raise ValueError("fin: a control frame cannot be fragmented (RFC 6455 §5.5)")
+        if opcode is not Opcode.CLOSE:
+            return self._send_control(opcode, payload)
+        if not payload:
+            return self._send_close(CloseCode.NO_STATUS_RCVD, "", b"")
+        code, reason = parse_close(payload)
+        return self._send_close(code, reason, build_close(code, reason))
+
+    def _check_data(self, opcode: Opcode, *, fin: bool) -> None:
+        """Check that a data frame may be sent; between fragments only their continuation may (§5.4)."""
+        if Move.SEND not in self._moves:
+            self._move(Move.SEND)
+        if self._fragmenting is not (opcode is Opcode.CONTINUATION):
+            raise LocalProtocolError(
+                "a fragmented message is open; only its continuation may be sent"
+                if self._fragmenting
+                else "there is no fragmented message to continue"
+            )
+        self._fragmenting = not fin
+
+    def _send_data(self, opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+        self._check_data(opcode, fin=fin)
+        return self._frame(opcode, payload, fin=fin)
+
+    def _send_control(self, opcode: Opcode, payload: bytes) -> bytes:
+        if len(payload) > 125:
+            raise ValueError(f"data: {len(payload)} bytes, a control frame holds at most 125 (RFC 6455 §5.5)")
+        self._move(Move.SEND)
+        return self._frame(opcode, payload)
+
+    def _frame(self, opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+        # §5.3: "The masking key needs to be unpredictable", and fresh for each frame.
+        key = os.urandom(4) if self.role is Role.CLIENT else None
+        return frame(opcode, payload, fin=fin, masking_key=key)
+
+    # --- closing: §7 ------------------------------------------------------------------------------
+
+    def send_close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> bytes:
+        """Start the closing handshake, or answer the peer's Close (§7.1.2).
+
+        :param code: a close code that may be sent, or 1005 for a Close without one
+        :raises LocalProtocolError: when a Close was sent already, or the connection is not open
+        :raises ValueError: when the code may not be sent, or the reason is longer than 123 bytes
+        """
+        empty = code == CloseCode.NO_STATUS_RCVD and not reason
+        return self._send_close(code, reason, b"" if empty else build_close(code, reason))
+
+    def answer_close(self) -> bytes:
+        """Answer the peer's Close with its own code (§5.5.1).
+
+        :raises LocalProtocolError: when there is no Close to answer
+        """
+        if self.state is not State.CLOSE_RECEIVED:
+            raise LocalProtocolError(f"there is no Close to answer when {self.state.name}")
+        return self.send_close(self.close_code or CloseCode.NO_STATUS_RCVD)
+
+    def fail(self, code: int, reason: str = "") -> bytes:
+        """*Fail the WebSocket connection* (§7.1.7): the Close that says why, ``b""`` if one was sent.
+
+        From then on :attr:`close_code` is this code, whatever the peer answers.
+        """
+        if not self.can(Move.SEND_CLOSE):
+            return b""
+        data = self.send_close(code, reason)
+        if self.state is State.CLOSE_SENT:
+            self.close_code, self.close_reason = code, reason
+        return data
+
+    def _send_close(self, code: int, reason: str, payload: bytes) -> bytes:
+        self._move(Move.SEND_CLOSE)
+        if self.closed_by is None:
+            self.closed_by = self.role
+        return self._frame(Opcode.CLOSE, payload)
+
+
+__all__ = ["TRANSITIONS", "Message", "MessageType", "Move", "Protocol", "Role", "State"]
