@@ -1,0 +1,60 @@
+"""A WebSocket server and client for Trio and asyncio, on AnyIO."""
+
+from ._version import __version__
+from .client import Client, connect
+from .config import ClientConfig, Config, HandshakeConfig
+from .conn import Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
+from .events import CloseCode, Message, MessageType, Opcode
+from .exceptions import (
+    ConnectionClosed,
+    HandshakeError,
+    HandshakeRejected,
+    InvalidRequest,
+    InvalidResponse,
+    LocalProtocolError,
+    Reject,
+    RemoteProtocolError,
+    WebSocketError,
+)
+from .framing import Frame, frame_bin, frame_text
+from .handshake import Handshake
+from .http11 import Headers, Request, Response
+from .protocol import Role, State
+from .server import Server, serve
+
+__all__ = [
+    "Client",
+    "ClientConfig",
+    "CloseCode",
+    "Config",
+    "Conn",
+    "ConnectionBroken",
+    "ConnectionClosed",
+    "ConnectionEnded",
+    "ConnectionShut",
+    "Frame",
+    "Handshake",
+    "HandshakeConfig",
+    "HandshakeError",
+    "HandshakeRejected",
+    "Headers",
+    "InvalidRequest",
+    "InvalidResponse",
+    "LocalProtocolError",
+    "Message",
+    "MessageType",
+    "Opcode",
+    "Reject",
+    "RemoteProtocolError",
+    "Request",
+    "Response",
+    "Role",
+    "Server",
+    "State",
+    "WebSocketError",
+    "__version__",
+    "connect",
+    "frame_bin",
+    "frame_text",
+    "serve",
+]

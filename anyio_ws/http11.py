@@ -280,6 +280,13 @@ class RequestReader(_HeadReader):
         _check_host(headers, target)
         return Request(method, target, headers)
 
+    def feed_eof(self) -> Request:
+        """Take the end of the stream before the head is complete.
+
+        :raises InvalidRequest: always
+        """
+        raise InvalidRequest(400, "the connection was closed before the request was complete")
+
     def _malformed(self, detail: str) -> Exception:
         return InvalidRequest(400, detail)
 

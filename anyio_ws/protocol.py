@@ -173,8 +173,11 @@ class Protocol:
         """Frame a text message.
 
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
+        :raises TypeError: when *data* is not ``str``
         :raises UnicodeEncodeError: when *data* has a lone surrogate
         """
+        if not isinstance(data, str):
+            raise TypeError(f"data: text is str, not {type(data).__name__}; write_bin takes bytes")
         return self._send_data(Opcode.TEXT, data.encode())
 
     def send_bin(self, data: bytes | bytearray | memoryview) -> bytes:

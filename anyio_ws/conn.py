@@ -1,0 +1,632 @@
+"""A connection: one protocol machine over one transport, with an inbox, an outbox and deadlines.
+
+:class:`Conn` is the same for servers and clients, asyncio and Trio. Three rules carry it:
+
+* **Received bytes are dealt with where they arrive**, in one synchronous step: control frames are
+  answered there, whatever the application is doing, and messages go to the inbox.
+* **A write encodes and hands over in one synchronous step.** It waits, if it must, *before* that. So
+  frames never interleave, and a cancelled write has sent its message whole or not at all.
+* **The end comes after what came before it.** A peer's Close, and the answer to a peer's violation, take
+  effect at once when the application has nothing left to do; otherwise after the messages before it,
+  and after ``close_timeout`` in any case.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.abc import ObjectStream
+
+from .config import ClientConfig, Config
+from .deadlines import Deadline, Deadlines
+from .events import CloseCode, Message, MessageType, build_close
+from .exceptions import ConnectionClosed, LocalProtocolError
+from .framing import Frame
+from .handler import Dispatch
+from .protocol import Move, Protocol, Role, State
+from .transport import Address, StreamTransport
+
+LINGER = 2.0  # seconds in which a peer may read our last words before the socket is closed
+_MESSAGE_COST = 64  # bytes that a message in the inbox is counted with beside its data
+_ids = itertools.count(1)
+_DATA = frozenset({MessageType.TEXT, MessageType.BINARY})
+
+
+class ConnectionEnded(ConnectionClosed, anyio.EndOfStream):
+    """The peer closed the connection in order; there is nothing more to receive."""
+
+
+class ConnectionShut(ConnectionClosed, anyio.ClosedResourceError):
+    """We closed the connection."""
+
+
+class ConnectionBroken(ConnectionClosed, anyio.BrokenResourceError):
+    """The connection broke, or was closed by the peer and cannot be written to."""
+
+
+class Conn(ObjectStream["str | bytes"]):
+    """A WebSocket connection.
+
+    It is an AnyIO object stream of text (``str``) and binary (``bytes``) messages, and can be iterated.
+    Any number of tasks may write; one may receive at a time.
+
+    :ivar id: a number that no other connection of this process has
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        transport: StreamTransport,
+        deadlines: Deadlines,
+        config: Config | ClientConfig,
+    ) -> None:
+        self.id = next(_ids)
+        self._protocol = Protocol(
+            role, max_message_size=config.max_message_size, utf8=config.utf8 == "strict"
+        )
+        self._transport = transport
+        transport.receiver = self
+        self._deadlines = deadlines
+        self._config = config
+        self._manual: frozenset[MessageType] = frozenset()
+        self._subprotocol: str | None = None
+        # The inbox.
+        self._inbox: deque[Message] = deque()
+        self._inbox_bytes = 0
+        self._arrival: anyio.Event | None = None  # set when a receiver waits
+        self._busy = False  # a hook is at work on a message
+        self._input_ended = False  # nothing more will come into the inbox
+        self._discarding = False  # the application closed; it wants no more messages
+        # The outbox.
+        self._room: anyio.Event | None = None  # set when writers wait
+        self._pending_pong: bytes | None = None
+        # The end.
+        self._gone = anyio.Event()
+        self._cause: Exception | None = None
+        self._end: Deadline | None = None
+        # Pings.
+        self._pings: dict[bytes, anyio.Event] = {}
+        self._latency: float | None = None
+        self._keepalive: Deadline | None = None
+        self._keepalive_ping: tuple[bytes, float] = b"", 0.0
+        self._heard = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.state.name}>"
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands between CONNECTING and CLOSED."""
+        return self._protocol.state
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return not self._protocol.can(Move.SEND)
+
+    @property
+    def remote_address(self) -> Address:
+        """Where the peer is: ``(host, port)``, the path of a Unix socket, or ``""``."""
+        return self._transport.remote_address
+
+    @property
+    def local_address(self) -> Address:
+        """Where this end is, in the same forms."""
+        return self._transport.local_address
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that was agreed on, ``None`` for none (RFC 6455 §1.9)."""
+        return self._subprotocol
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code of a connection that has ended or is ending, ``None`` before.
+
+        The peer's, or the one this side failed the connection with; 1005 when the peer's Close had
+        none, 1006 when the connection was lost without one (RFC 6455 §7.1.5).
+        """
+        return self._protocol.close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The reason that came with the close code (RFC 6455 §7.1.6)."""
+        return self._protocol.close_reason
+
+    @property
+    def closed_by(self) -> Role | None:
+        """Which end sent the first Close, ``None`` if none did."""
+        return self._protocol.closed_by
+
+    @property
+    def latency(self) -> float | None:
+        """The round-trip time of the last answered ping in seconds, ``None`` before there was one."""
+        return self._latency
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """The typed attributes of the stream below: addresses, TLS."""
+        attributes: Mapping[Any, Callable[[], Any]] = self._transport.extra_attributes
+        return attributes
+
+    # --- writing: RFC 6455 §6.1 -------------------------------------------------------------------
+
+    async def write(self, data: str) -> None:
+        """Send a text message.
+
+        Waits while more than ``outbox_size`` bytes wait to be sent, then takes the message in one step;
+        a write that finds room does not yield to other tasks. It returns when the message has been
+        taken, not when it has been received.
+
+        :param data: the text
+        :raises ConnectionClosed: when the connection is closed, or closes while this waits
+        :raises LocalProtocolError: during the opening handshake, or inside a fragmented message
+        :raises TypeError: when *data* is not ``str``
+        :raises UnicodeEncodeError: when *data* has a lone surrogate
+
+        Cancellation: while this waits, nothing is sent; afterwards the message goes out whole.
+        """
+        await self._wait_for_room()
+        self._hand_over(self._protocol.send_text, data)
+
+    write_text = write
+
+    async def write_bin(self, data: bytes | bytearray | memoryview) -> None:
+        """Send a binary message; waits, raises and is cancelled like :meth:`write`.
+
+        :param data: any bytes-like object; it is copied before this returns
+        :raises TypeError: when *data* is not bytes-like
+        """
+        await self._wait_for_room()
+        self._hand_over(self._protocol.send_bin, data)
+
+    def write_nowait(self, data: str | bytes | bytearray | memoryview) -> None:
+        """Send a message without waiting: text for ``str``, binary for a bytes-like object.
+
+        :raises anyio.WouldBlock: when more than ``outbox_size`` bytes wait to be sent; raises otherwise
+            like :meth:`write`
+        """
+        if self._transport.full and not self.is_closed:
+            raise anyio.WouldBlock
+        self._hand_over(self._protocol.send_text if isinstance(data, str) else self._protocol.send_bin, data)
+
+    async def write_framed(self, frame: Frame) -> None:
+        """Send a message framed ahead of time; waits, raises and is cancelled like :meth:`write`."""
+        await self._wait_for_room()
+        self._hand_over(self._protocol.send_prepared, frame)
+
+    async def write_frame(
+        self, opcode: int, data: bytes | bytearray | memoryview = b"", *, fin: bool = True
+    ) -> None:
+        """Send one frame; waits, raises and is cancelled like :meth:`write`.
+
+        :param opcode: an :class:`Opcode`
+        :param data: the payload
+        :param fin: ``False`` when fragments of the message follow (RFC 6455 §5.4)
+        :raises LocalProtocolError: when the frame is not allowed here: a continuation without a message,
+            another message inside a fragmented one
+        :raises ValueError: when the frame is never allowed: an unknown opcode, a fragmented or too long
+            control frame, a Close that may not be sent
+        """
+        await self._wait_for_room()
+        self._hand_over(partial(self._protocol.send_frame, opcode, fin=fin), data)
+        self._closing_moved()
+
+    async def write_ping(self, data: bytes | bytearray | memoryview = b"") -> None:
+        """Send a Ping and do not wait for the Pong (RFC 6455 §5.5.2); otherwise like :meth:`write`.
+
+        :raises ValueError: when *data* is longer than 125 bytes
+        """
+        await self._wait_for_room()
+        self._hand_over(self._protocol.send_ping, data)
+
+    async def write_pong(self, data: bytes | bytearray | memoryview = b"") -> None:
+        """Send a Pong (RFC 6455 §5.5.3); otherwise like :meth:`write_ping`."""
+        await self._wait_for_room()
+        self._hand_over(self._protocol.send_pong, data)
+
+    async def ping(self) -> float:
+        """Send a Ping, wait for its Pong, and return the round-trip time in seconds.
+
+        :raises ConnectionClosed: when the connection is closed, or closes first
+
+        Cancellation: the Pong is ignored when it comes.
+        """
+        await self._wait_for_room()
+        payload = os.urandom(8)
+        answered = anyio.Event()
+        sent = time.perf_counter()
+        self._hand_over(self._protocol.send_ping, payload)
+        self._pings[payload] = answered
+        try:
+            await answered.wait()
+        finally:
+            self._pings.pop(payload, None)
+        if self._gone.is_set():
+            raise self._closed_error(sending=True)
+        self._latency = time.perf_counter() - sent
+        return self._latency
+
+    async def send(self, item: str | bytes) -> None:
+        """Send a message: text for ``str``, binary for a bytes-like object; like :meth:`write`."""
+        await self._wait_for_room()
+        self.write_nowait(item)
+
+    async def _wait_for_room(self) -> None:
+        while self._transport.full and not self.is_closed:
+            if self._room is None:
+                self._room = anyio.Event()
+            await self._room.wait()
+
+    def _hand_over(self, encode: Callable[[Any], bytes], data: Any) -> None:
+        """Encode and hand over, in one step that nothing can come between."""
+        if self.is_closed:
+            raise self._closed_error(sending=True)
+        self._transport.write(encode(data))
+
+    # --- receiving: RFC 6455 §6.2 -----------------------------------------------------------------
+
+    async def receive(self) -> str | bytes:
+        """Return the next message: ``str`` for text, ``bytes`` for binary.
+
+        :raises ConnectionEnded: when the peer closed the connection and everything was received
+        :raises ConnectionShut: when this side closed the connection
+        :raises ConnectionBroken: when the connection broke
+        :raises anyio.BusyResourceError: when another task is receiving
+
+        Cancellation: no message is lost; the next call returns it.
+        """
+        while True:
+            message = await self._next()
+            if message.type in _DATA:
+                assert not isinstance(message.data, memoryview)
+                return message.data
+
+    async def read(self, timeout: float | None = None) -> Message | None:
+        """Return the next message with its type, or ``None`` when none comes in time.
+
+        Control frames are returned only where the configuration says that they are handed over
+        (``handle_ping``, ``handle_pong``, ``handle_close``).
+
+        :param timeout: seconds to wait; ``None`` waits as long as it takes
+
+        Raises and is cancelled like :meth:`receive`.
+        """
+        with anyio.move_on_after(timeout):
+            return await self._next()
+        return None
+
+    async def __anext__(self) -> str | bytes:
+        """Return the next message; the iteration ends when the connection is closed in order.
+
+        :raises ConnectionBroken: when the connection broke
+        """
+        try:
+            return await self.receive()
+        except (ConnectionEnded, ConnectionShut):
+            raise StopAsyncIteration from None
+
+    async def _next(self) -> Message:
+        if self._arrival is not None:
+            raise anyio.BusyResourceError("receiving from")
+        while not self._inbox:
+            if self._protocol.state is State.CONNECTING:
+                raise LocalProtocolError("the opening handshake is not done")
+            if self._input_ended:
+                self._finish_input()
+                raise self._closed_error(sending=False)
+            self._arrival = anyio.Event()
+            try:
+                await self._arrival.wait()
+            finally:
+                self._arrival = None
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message.data) + _MESSAGE_COST
+        if not self._transport.reading and self._inbox_bytes <= self._config.inbox_size // 2:
+            self._transport.resume()
+        return message
+
+    async def dispatch_all(self, dispatch: Dispatch) -> None:
+        """Give each message to *dispatch*, one at a time and in order, until the connection ends.
+
+        Raises what *dispatch* raises; the end of the connection does not raise.
+        """
+        while True:
+            try:
+                message = await self._next()
+            except ConnectionClosed:
+                return
+            self._busy = True
+            try:
+                result = dispatch(message)
+                if result is not None and hasattr(result, "__await__"):
+                    await result
+            finally:
+                self._busy = False
+
+    # --- closing: RFC 6455 §7 ---------------------------------------------------------------------
+
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        """Do the closing handshake and wait until the connection is gone.
+
+        Messages that arrive from now on are discarded. When the peer does not answer within
+        ``close_timeout`` seconds the connection is aborted. Closing a closed connection only waits.
+
+        :param code: 1000, or another code that may be sent (RFC 6455 §7.4)
+        :param reason: at most 123 bytes of UTF-8
+        :raises ValueError: when code or reason may not be sent; nothing has happened then
+        :raises LocalProtocolError: during the opening handshake; raise ``Reject`` there
+
+        Cancellation: the connection is closed all the same; only the waiting ends.
+        """
+        self.close_nowait(code, reason)
+        await self._gone.wait()
+
+    async def close_with_code(self, code: int) -> None:
+        """Close with a code and no reason; see :meth:`close`."""
+        await self.close(code)
+
+    async def close_with_reason(self, code: int, reason: str) -> None:
+        """Close with a code and a reason; see :meth:`close`."""
+        await self.close(code, reason)
+
+    def close_nowait(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        """Start the closing handshake without waiting for its end; see :meth:`close`."""
+        build_close(code, reason)
+        if self._protocol.state is State.CONNECTING:
+            raise LocalProtocolError("the opening handshake is not done; raise Reject to refuse it")
+        self._discarding = self._input_ended = True
+        self._inbox.clear()
+        self._inbox_bytes = 0
+        self._wake_receiver()
+        self._send_close(code, reason)
+
+    async def send_eof(self) -> None:
+        """Send a Close with code 1000; what the peer still sends can be received."""
+        if self._protocol.state is State.CONNECTING:
+            raise LocalProtocolError("the opening handshake is not done")
+        self._send_close(CloseCode.NORMAL_CLOSURE, "")
+
+    async def aclose(self) -> None:
+        """Close with code 1000 and wait until the connection is gone; see :meth:`close`.
+
+        Cancellation: the connection is aborted, as AnyIO asks of every resource.
+        """
+        try:
+            if self._protocol.state is State.CONNECTING:
+                self.abort()
+                await self._gone.wait()
+            else:
+                await self.close()
+        except anyio.get_cancelled_exc_class():
+            self.abort()
+            raise
+
+    def abort(self, cause: Exception | None = None) -> None:
+        """Cut the connection at once, without a closing handshake: code 1006.
+
+        :param cause: what the errors of later calls name as their cause
+        """
+        self._cause = self._cause or cause
+        self._transport.abort(cause)
+
+    def fail(self, code: int, reason: str = "") -> None:
+        """*Fail the connection* (RFC 6455 §7.1.7): a Close that says why, then the end."""
+        self._input_ended = True
+        self._wake_receiver()
+        self._transport.write(self._protocol.fail(code, reason))
+        self._leave(LINGER, half_close=True, await_eof=True)
+
+    def go_away(self, code: int, reason: str) -> None:
+        """Send a Close because this end shuts down; what was received is still handed over."""
+        self._send_close(code, reason)
+
+    async def wait_gone(self) -> None:
+        """Wait until the connection is gone and its transport closed."""
+        await self._gone.wait()
+
+    def _send_close(self, code: int, reason: str) -> None:
+        if self._protocol.can(Move.SEND_CLOSE):
+            self._transport.write(self._protocol.send_close(code, reason))
+            self._closing_moved()
+
+    def _closing_moved(self) -> None:
+        """Go on with the closing handshake after a Close of ours, or of the peer's."""
+        if self._protocol.state is State.CLOSED:
+            # §7.1.1: the server closes the TCP connection first, the client waits for it.
+            is_client = self._protocol.role is Role.CLIENT
+            self._leave(self._config.close_timeout, await_eof=is_client)
+        elif self._protocol.state is State.CLOSE_SENT:
+            if not self._transport.reading:
+                self._transport.resume()
+            self._end_by(self._config.close_timeout, self._close_timed_out)
+
+    def _close_timed_out(self) -> None:
+        self.abort(TimeoutError(f"the peer did not close within {self._config.close_timeout} seconds"))
+
+    def _leave(self, timeout: float, *, half_close: bool = False, await_eof: bool = False) -> None:
+        """Have the transport end in order within *timeout* seconds, and by force after that."""
+        self._transport.finish(half_close=half_close, await_eof=await_eof)
+        self._end_by(timeout, self._transport.abort)
+
+    def _end_by(self, timeout: float, callback: Callable[[], None]) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        if not self._gone.is_set():
+            self._end = self._deadlines.call_later(timeout, callback)
+
+    def _end_input(self) -> None:
+        """Note that the peer's Close, or its violation, is the last thing there is to receive."""
+        self._input_ended = True
+        if (self._inbox or self._busy) and not self._discarding:
+            self._end_by(self._config.close_timeout, self._finish_input)
+        else:
+            self._finish_input()
+        self._wake_receiver()
+
+    def _finish_input(self) -> None:
+        """Answer what ended the input, once the messages before it are dealt with (or never will be)."""
+        if self._gone.is_set() or self._protocol.state is State.CLOSED:
+            return
+        if self._protocol.error is not None:
+            self.fail(self._protocol.error.code, self._protocol.error.reason)
+        elif self._protocol.state is State.CLOSE_RECEIVED:
+            if MessageType.CLOSE in self._manual:
+                self._leave(self._config.close_timeout)
+            else:
+                self._transport.write(self._protocol.answer_close())
+                self._closing_moved()
+
+    def _closed_error(self, *, sending: bool) -> Exception:
+        """Say why the connection cannot be used any more, in AnyIO's terms."""
+        protocol = self._protocol
+        if protocol.state is State.CONNECTING:
+            return LocalProtocolError("the opening handshake is not done; write from after_init on")
+        error: ConnectionClosed
+        code = protocol.close_code or CloseCode.ABNORMAL_CLOSURE
+        if self._discarding or (sending and protocol.closed_by is protocol.role and not self._cause):
+            error = ConnectionShut(code, protocol.close_reason)
+        elif sending or self._cause is not None or code == CloseCode.ABNORMAL_CLOSURE:
+            error = ConnectionBroken(code, protocol.close_reason)
+        else:
+            error = ConnectionEnded(code, protocol.close_reason)
+        error.__cause__ = self._cause
+        return error
+
+    # --- what the two ends and the transport call ---------------------------------------------------
+
+    def open(
+        self, subprotocol: str | None, *, manual: frozenset[MessageType] = frozenset(), early: bytes = b""
+    ) -> None:
+        """Begin, after the opening handshake.
+
+        :param subprotocol: what was agreed on
+        :param manual: the control frames that are handed over, and not answered here
+        :param early: bytes that came behind the head of the opening handshake
+        """
+        self._subprotocol = subprotocol
+        self._manual = manual
+        self._protocol.opened()
+        if self._config.ping_interval is not None:
+            self._keepalive = self._deadlines.call_later(self._config.ping_interval, self._send_keepalive)
+        if early:
+            self.data_received(early)
+        if self._inbox_bytes < self._config.inbox_size:
+            self._transport.resume()
+
+    def data_received(self, data: bytes) -> None:
+        """Deal with received bytes: answer control frames, put messages into the inbox."""
+        self._heard = True
+        for message in self._protocol.receive_data(data):
+            if message.type in _DATA:
+                self._put(message)
+            else:
+                self._control(message)
+        if self._protocol.error is not None and self._cause is None:
+            self._cause = self._protocol.error
+            self._end_input()
+        if self._inbox:
+            self._wake_receiver()
+            if self._inbox_bytes >= self._config.inbox_size:
+                self._transport.pause()
+
+    def _put(self, message: Message) -> None:
+        if not self._discarding:
+            self._inbox.append(message)
+            self._inbox_bytes += len(message.data) + _MESSAGE_COST
+
+    def _control(self, message: Message) -> None:
+        """Do what RFC 6455 §5.5 asks for, unless the application does."""
+        assert isinstance(message.data, bytes)
+        if message.type is MessageType.PONG:
+            self._match_pong(message.data)
+        if message.type in self._manual:
+            self._put(message)
+        elif message.type is MessageType.PING:
+            self._pong(message.data)
+        if message.type is MessageType.CLOSE:
+            self._closing_moved()
+            if self._protocol.state is State.CLOSED:
+                self._input_ended = True
+                self._wake_receiver()
+            else:
+                self._end_input()
+
+    def _match_pong(self, data: bytes) -> None:
+        """Find the Ping that a Pong answers; a Pong that answers none is fine (§5.5.3)."""
+        payload, sent = self._keepalive_ping
+        if data in self._pings:
+            self._pings[data].set()
+        elif data and data == payload:
+            self._latency = time.perf_counter() - sent
+
+    def _pong(self, data: bytes) -> None:
+        """Answer a Ping; of several that wait for room only the last (§5.5.3)."""
+        if self._transport.full:
+            self._pending_pong = data
+        elif self._protocol.can(Move.SEND):
+            self._transport.write(self._protocol.send_pong(data))
+
+    def room_made(self) -> None:
+        """Let those who wait for room go on."""
+        if self._pending_pong is not None:
+            pong, self._pending_pong = self._pending_pong, None
+            self._pong(pong)
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    def eof_received(self) -> None:
+        """Note that the peer will send nothing more; without a Close that breaks the connection."""
+        if self._protocol.state is not State.CLOSE_RECEIVED and self._protocol.error is None:
+            self.abort(EOFError("the peer ended the stream without a Close"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Let everybody know that the connection is gone."""
+        if self._protocol.state is not State.CLOSED:
+            self._cause = self._cause or error
+            self._protocol.lost()
+        for deadline in (self._end, self._keepalive):
+            if deadline is not None:
+                deadline.cancel()
+        self._input_ended = True
+        self._gone.set()
+        self._wake_receiver()
+        self._pending_pong = None
+        self.room_made()
+        for answered in self._pings.values():
+            answered.set()
+
+    def _wake_receiver(self) -> None:
+        if self._arrival is not None:
+            self._arrival.set()
+
+    # --- keepalive --------------------------------------------------------------------------------
+
+    def _send_keepalive(self) -> None:
+        """Send a Ping; something must be heard from the peer before ``ping_timeout`` is over."""
+        if not self._protocol.can(Move.SEND):
+            return
+        self._heard = False
+        self._keepalive_ping = os.urandom(4), time.perf_counter()
+        self._transport.write(self._protocol.send_ping(self._keepalive_ping[0]))
+        self._keepalive = self._deadlines.call_later(self._config.ping_timeout, self._check_keepalive)
+
+    def _check_keepalive(self) -> None:
+        # While reading is paused nothing can be heard, and that is our doing.
+        if self._heard or not self._transport.reading:
+            assert self._config.ping_interval is not None
+            pause = max(0.0, self._config.ping_interval - self._config.ping_timeout)
+            self._keepalive = self._deadlines.call_later(pause, self._send_keepalive)
+        else:
+            timeout = self._config.ping_timeout
+            self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))

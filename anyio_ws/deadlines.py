@@ -1,0 +1,58 @@
+"""One clock for many connections: callbacks at their time, from one task.
+
+Deadlines must not depend on anything that a peer can hold up, so they are no part of reading or
+writing: when one expires its callback runs at once, synchronously, and may abort a connection whatever
+else is waiting on it. Only monotonic time is used, AnyIO's.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+
+import anyio
+
+
+class Deadline:
+    """A callback that is due at some time, until it is cancelled."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Forget the callback; harmless when it has run."""
+        self.callback = None
+
+
+class Deadlines:
+    """The deadlines of a server or a client; :meth:`run` must run in a task of its own."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Deadline]] = []
+        self._order = itertools.count()
+        self._earlier = anyio.Event()
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Deadline:
+        """Have *callback* called in *seconds*, by the task that runs :meth:`run`."""
+        deadline = Deadline(callback)
+        when = anyio.current_time() + seconds
+        if not self._heap or when < self._heap[0][0]:
+            self._earlier.set()
+        heapq.heappush(self._heap, (when, next(self._order), deadline))
+        return deadline
+
+    async def run(self) -> None:
+        """Call what is due, until cancelled."""
+        while True:
+            self._earlier = anyio.Event()
+            with anyio.CancelScope(deadline=self._heap[0][0] if self._heap else math.inf):
+                await self._earlier.wait()
+            now = anyio.current_time()
+            while self._heap and self._heap[0][0] <= now:
+                callback = heapq.heappop(self._heap)[2].callback
+                if callback is not None:
+                    callback()

@@ -1,0 +1,239 @@
+"""The hooks of a handler: found and checked once for its class, then called through a table.
+
+A hook may be ``def`` or ``async def``, and which of its arguments it wants is told by their names. All
+of that is decided in :func:`hooks_of`, when a server is made; per message there is one call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+from .events import Message, MessageType
+
+_ACCEPTED = {
+    "client_message": (("data",), ("data", "message_type")),
+    "after_init": ((), ("app",)),
+    "client_ping": (("data",),),
+    "client_pong": ((), ("data",)),
+    "client_close": (("data",),),
+    "close": ((),),
+}
+_PARAMETERS = ("handshake", "conn", "app")
+_CONTROL_HOOKS = {
+    MessageType.PING: "client_ping",
+    MessageType.PONG: "client_pong",
+    MessageType.CLOSE: "client_close",
+}
+
+Result = Awaitable[object] | object
+Dispatch = Callable[[Message], Result]
+
+
+class Hooks(NamedTuple):
+    """Which hooks a class of handlers has, and how each wants to be called.
+
+    :ivar parameters: the parameters of each hook that there is
+    :ivar manual: the control frames that are handed to the handler and not answered for it
+    """
+
+    parameters: dict[str, tuple[str, ...]]
+    manual: frozenset[MessageType]
+
+    def dispatch(self, handler: Any) -> Dispatch:
+        """Return the function that gives a message to the hook that it is for."""
+        client_message = handler.client_message
+        if "message_type" not in self.parameters["client_message"] and not self.manual:
+            return lambda message: client_message(message.data)
+        hooks: dict[MessageType, Dispatch] = {}
+        if "message_type" in self.parameters["client_message"]:
+            hooks[MessageType.TEXT] = lambda message: client_message(message.data, message.type)
+        else:
+            hooks[MessageType.TEXT] = lambda message: client_message(message.data)
+        hooks[MessageType.BINARY] = hooks[MessageType.TEXT]
+        for type_ in self.manual:
+            hooks[type_] = self._control(getattr(handler, _CONTROL_HOOKS[type_]), type_)
+        return lambda message: hooks[message.type](message)
+
+    def _control(self, hook: Callable[..., Result], type_: MessageType) -> Dispatch:
+        if self.parameters[_CONTROL_HOOKS[type_]]:
+            return lambda message: hook(message.data)
+        return lambda message: hook()
+
+    async def after_init(self, handler: Any, app: object) -> None:
+        """Call the hook that may write first, if there is one."""
+        parameters = self.parameters.get("after_init")
+        if parameters is not None:
+            await settle(handler.after_init(*(app,) * len(parameters)))
+
+    async def close(self, handler: Any) -> None:
+        """Call the hook that comes last, if there is one."""
+        if "close" in self.parameters:
+            await settle(handler.close())
+
+
+async def settle(result: Result) -> Any:
+    """Wait for what an ``async def`` hook returned; hand on what a ``def`` hook did."""
+    return await result if inspect.isawaitable(result) else result
+
+
+@cache
+def hooks_of(kind: type) -> Hooks:
+    """Find and check the hooks of a class of handlers.
+
+    :raises TypeError: when ``client_message`` is missing, or a hook's parameters are none of the
+        accepted ones; it names the hook and shows them
+    """
+    if not callable(getattr(kind, "client_message", None)):
+        raise TypeError(f"{kind.__name__} has no client_message; accepted: {_shapes('client_message')}")
+    parameters = {}
+    for name in _ACCEPTED:
+        hook = inspect.getattr_static(kind, name, None)
+        if hook is not None:
+            parameters[name] = _hook_parameters(kind, name, hook)
+    manual = frozenset(type_ for type_, name in _CONTROL_HOOKS.items() if name in parameters)
+    return Hooks(parameters, manual)
+
+
+def _hook_parameters(kind: type, name: str, hook: object) -> tuple[str, ...]:
+    function = getattr(kind, name)
+    if not callable(function):
+        raise TypeError(f"{kind.__name__}.{name} is not a method; accepted: {_shapes(name)}")
+    names = _required(function)
+    if not isinstance(hook, staticmethod | classmethod):
+        names = names[1:]
+    if names not in _ACCEPTED[name]:
+        raise TypeError(f"{kind.__name__}.{name}{inspect.signature(function)}; accepted: {_shapes(name)}")
+    return names
+
+
+def _shapes(name: str) -> str:
+    return " or ".join(f"{name}({', '.join(('self', *shape))})" for shape in _ACCEPTED[name])
+
+
+def _required(function: Callable[..., object]) -> tuple[str, ...]:
+    """Return the names of the positional parameters without a default, in order."""
+    return tuple(
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    )
+
+
+class Session(Protocol):
+    """What runs one connection: a handler with its hooks, or a function."""
+
+    manual: frozenset[MessageType]
+
+    async def run(self, conn: Any) -> None:
+        """Deal with the connection until it ends; raises whatever the user's code raises."""
+
+    async def close(self) -> None:
+        """Tell the user's code that the connection is gone."""
+
+
+class SessionFactory(Protocol):
+    """Makes the session of each connection, while the opening handshake runs."""
+
+    async def __call__(self, **arguments: object) -> Session:
+        """Make a session out of ``handshake``, ``conn`` and ``app``."""
+
+
+class HandlerFactory:
+    """Makes handlers out of whatever was given to the server as ``Handler``.
+
+    :param make: a class, with ``__init__`` or an (``async``) classmethod ``init``, or any function,
+        ``def`` or ``async def``; it takes any of the parameters ``handshake``, ``conn`` and ``app``
+    :raises TypeError: when it takes another parameter, or a class has a hook that is wrong
+    """
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        if not callable(make):
+            raise TypeError(f"Handler: a class or another callable is needed, not {make!r}")
+        if isinstance(make, type):
+            hooks_of(make)
+            make = getattr(make, "init", make)
+        self._make = make
+        self._names = choose_parameters(make, _PARAMETERS)
+
+    async def __call__(self, **arguments: object) -> Session:
+        """Make the handler of a connection; raises whatever the user's code raises."""
+        handler = await settle(self._make(**{name: arguments[name] for name in self._names}))
+        return _HandlerSession(handler, arguments["app"])
+
+
+class _HandlerSession:
+    """A handler and the connection that it handles."""
+
+    def __init__(self, handler: Any, app: object) -> None:
+        self._handler = handler
+        self._app = app
+        kind: type = type(handler)
+        self._hooks = hooks_of(kind)
+        self.manual = self._hooks.manual
+
+    async def run(self, conn: Any) -> None:
+        await self._hooks.after_init(self._handler, self._app)
+        await conn.dispatch_all(self._hooks.dispatch(self._handler))
+
+    async def close(self) -> None:
+        await self._hooks.close(self._handler)
+
+
+class FunctionFactory:
+    """Runs connections with one function, which receives and writes as it likes.
+
+    :param function: ``async def handler(conn)``; it may also take ``handshake`` and ``app``
+    :raises TypeError: when it takes another parameter, or is no coroutine function
+    """
+
+    def __init__(self, function: Callable[..., Awaitable[object]]) -> None:
+        self._function = function
+        self._names = choose_parameters(function, _PARAMETERS)
+
+    async def __call__(self, **arguments: object) -> Session:
+        """Bind the function to a connection."""
+        return _FunctionSession(self._function, {name: arguments[name] for name in self._names})
+
+
+class _FunctionSession:
+    """A function and the connection that it deals with."""
+
+    manual: frozenset[MessageType] = frozenset()
+
+    def __init__(self, function: Callable[..., Awaitable[object]], arguments: dict[str, object]) -> None:
+        self._function = function
+        self._arguments = arguments
+
+    async def run(self, conn: Any) -> None:
+        await self._function(**self._arguments)
+
+    async def close(self) -> None:
+        """There is nobody to tell: the function has returned."""
+
+
+def choose_parameters(function: Callable[..., Any], offered: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which of the offered arguments a function takes.
+
+    :raises TypeError: when it demands one that is not offered
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some builtins and extension types do not tell
+        parameters = inspect.signature(lambda: None).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    takes = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is not parameter.VAR_POSITIONAL
+        and (parameter.name in offered or parameter.default is parameter.empty)
+    ]
+    unknown = [name for name in takes if name not in offered]
+    if unknown:
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(f"{name}: unknown parameter {unknown[0]!r}; it may take {', '.join(offered)}")
+    return tuple(takes)

@@ -1,0 +1,566 @@
+"""A server: accept, one task per connection, its handshake under a deadline, its handler, its end.
+
+``listen()`` runs everything in one task group, shielded from the cancellation of its caller: a server
+that is cancelled stops as one that is told to stop, so that its peers see close code 1001 and not a
+cut line. Nothing outlives ``listen()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import AnyByteStream, ByteStream, SocketAttribute, TaskGroup, TaskStatus
+from anyio.streams.tls import TLSStream
+
+from .config import Config
+from .conn import LINGER, Conn
+from .deadlines import Deadlines
+from .events import CloseCode, build_close
+from .exceptions import ConnectionClosed, HandshakeError, InvalidRequest, LocalProtocolError, Reject
+from .handler import FunctionFactory, HandlerFactory, Session, SessionFactory, choose_parameters, settle
+from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
+from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
+from .protocol import Role
+from .transport import Address, Farewell, StreamTransport, address_of, receive_head
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+logger = logging.getLogger("anyio_ws.server")
+
+HttpHandler = Callable[..., "Response | Awaitable[Response | None] | None"]
+
+_ACCEPT_PAUSE = 0.1  # seconds to wait when the system is short of what a connection needs
+_BAD_STREAM = (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError, OSError)
+
+
+class Server:
+    """A WebSocket server.
+
+    :param handler: makes the handler of a connection: a class with ``__init__(self, handshake, conn,
+        app)`` or an ``async`` classmethod ``init(cls, handshake, conn, app)``, or a function with these
+        parameters; each may be left out. What it makes has ``client_message(self, data)`` and may have
+        the other hooks.
+    :param config: the settings
+    :param http_handler: answers requests that ask for no WebSocket: ``http_handler(request)`` or
+        ``http_handler(request, app)``, ``def`` or ``async def``, returns a :class:`Response`, or
+        ``None`` for the answer that is given without it, 426
+    :raises TypeError: when a hook is missing or has other parameters than those accepted
+    """
+
+    def __init__(
+        self,
+        handler: Callable[..., Any],
+        config: Config | None = None,
+        *,
+        http_handler: HttpHandler | None = None,
+    ) -> None:
+        factory = handler if isinstance(handler, FunctionFactory) else HandlerFactory(handler)
+        self._service = _Service(config or Config(), factory, http_handler)
+        self._listening: _Listening | None = None
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self._service.config
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The bound addresses while the server listens: ``(host, port)``, or the path of a socket."""
+        return list(self._listening.addresses) if self._listening else []
+
+    def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
+        """Stop the server: from any task, any thread, or a signal handler; twice does no harm.
+
+        No connection is accepted any more, those in their opening handshake are answered with 503, all
+        others get a Close and have ``shutdown_timeout`` seconds to end in order; then they are cut.
+        ``listen()`` returns when all is closed. A server that is not listening has nothing to stop.
+
+        :param code: the close code that the peers get
+        :param reason: the reason that comes with it
+        :raises ValueError: when code or reason may not be sent
+        """
+        build_close(code, reason)
+        if self._listening is not None:
+            self._listening.stop(code, reason)
+
+    async def listen(
+        self,
+        app: object = None,
+        *,
+        listeners: Sequence[Acceptor] | None = None,
+        task_status: TaskStatus[list[Address]] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Bind, serve until stopped or cancelled, and close everything.
+
+        :param app: handed to every handler
+        :param listeners: accept from these, such as AnyIO's socket listeners, in place of binding what
+            the configuration says; they are closed at the end
+        :param task_status: for ``addresses = await task_group.start(server.listen, app)``
+        :raises OSError: when the address cannot be bound
+        :raises RuntimeError: when the server is listening already
+
+        Cancellation: like :meth:`stop`, except that hooks that are running are cancelled at once.
+        """
+        if self._listening is not None:
+            raise RuntimeError("this server is listening already")
+        self._listening = _Listening(self._service, app)
+        try:
+            await self._listening.run(listeners, task_status)
+        finally:
+            self._listening = None
+
+    async def wait_stopped(self) -> None:
+        """Wait until a server that is listening has stopped, and everything is closed."""
+        if self._listening is not None:
+            await self._listening.ended.wait()
+
+
+async def serve(
+    handler: Callable[..., Awaitable[object]],
+    config: Config | None = None,
+    *,
+    app: object = None,
+    http_handler: HttpHandler | None = None,
+    task_status: TaskStatus[list[Address]] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve with a function in place of a handler class, until cancelled.
+
+    :param handler: ``async def handler(conn)``; it may also take ``handshake`` and ``app``. The
+        connection is closed with 1000 when it returns, with 1011 when it raises.
+    :param config: the settings
+    :param app: handed to the function if it takes it
+    :param http_handler: answers requests that ask for no WebSocket; see :class:`Server`
+    :param task_status: for ``addresses = await task_group.start(serve, handler)``
+
+    Raises and is cancelled like :meth:`Server.listen`.
+    """
+    server = Server(FunctionFactory(handler), config, http_handler=http_handler)
+    await server.listen(app, task_status=task_status)
+
+
+class Acceptor(Protocol):
+    """What a server accepts from; AnyIO's socket listeners are such."""
+
+    async def accept(self) -> AnyByteStream:
+        """Wait for a connection."""
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+
+    def extra(self, attribute: Any, default: Any) -> Any:
+        """Return a typed attribute; the local address is asked for."""
+
+
+class _Service:
+    """What a server does for each connection; the same for every call of ``listen()``."""
+
+    def __init__(
+        self, config: Config, make_session: SessionFactory, http_handler: HttpHandler | None
+    ) -> None:
+        self.config = config
+        self.make_session = make_session
+        self._http_handler = http_handler
+        self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
+
+    async def answer_http(self, request: Request, app: object) -> Response | None:
+        """Have the user answer a request that asks for no WebSocket; ``None`` when it asks for one.
+
+        :raises InvalidRequest: 426 when the user has no answer
+        """
+        if is_upgrade(request):
+            return None
+        response = None
+        if self._http_handler is not None:
+            arguments = {"request": request, "app": app}
+            response = await settle(
+                self._http_handler(**{name: arguments[name] for name in self._http_names})
+            )
+        if response is None:
+            raise InvalidRequest(426, "this address speaks WebSocket only")
+        assert isinstance(response, Response)
+        return response
+
+    def check(self, request: Request) -> Handshake:
+        """Check a request, and choose the first of our subprotocols that it offers.
+
+        :raises InvalidRequest: when it is not acceptable
+        """
+        handshake = check_request(request)
+        check_origin(request, self.config.origins)
+        offered = (name for name in self.config.subprotocols if name in handshake.subprotocols)
+        handshake.select_subprotocol(next(offered, None))
+        return handshake
+
+
+class _Listening:
+    """One run of ``listen()``: the listeners, the connections, the way down."""
+
+    def __init__(self, service: _Service, app: object) -> None:
+        self.service = service
+        self.app = app
+        self.addresses: list[Address] = []
+        self.deadlines = Deadlines()
+        self.links: set[_Link] = set()
+        self.stopping = anyio.Event()
+        self.tasks: TaskGroup
+        self.fatal: BaseException | None = None
+        self._farewell: tuple[int, str] = CloseCode.GOING_AWAY, ""
+        self._hooks_cancelled = False
+        self._emptied = anyio.Event()
+        self.ended = anyio.Event()
+        self._slots = anyio.Semaphore(service.config.max_conn)
+        self._bell, self._push = socket.socketpair()
+        self._bell.setblocking(False)
+        self._push.setblocking(False)
+
+    def stop(self, code: int, reason: str) -> None:
+        """Ring the bell that :meth:`_wait_for_bell` waits for; nothing else is safe in any thread."""
+        self._farewell = code, reason
+        with contextlib.suppress(OSError):  # full: it rings already; closed: all is over
+            self._push.send(b"\0")
+
+    async def run(self, given: Sequence[Acceptor] | None, task_status: TaskStatus[list[Address]]) -> None:
+        """Bind and serve; see ``Server.listen``."""
+        try:
+            listeners = await _bind(self.service.config) if given is None else given
+            self.addresses = [address_of(each.extra(SocketAttribute.local_address, "")) for each in listeners]
+            async with anyio.create_task_group() as outer:
+                outer.start_soon(self._serve, listeners)
+                try:
+                    task_status.started(self.addresses)
+                    await self.ended.wait()
+                finally:
+                    self._cancel_hooks()
+                    self.stopping.set()
+        finally:
+            self._bell.close()
+            self._push.close()
+        if self.fatal is not None:
+            raise self.fatal
+
+    async def _serve(self, listeners: Sequence[Acceptor]) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as self.tasks:
+                    self.tasks.start_soon(self.deadlines.run)
+                    async with anyio.create_task_group() as accepting:
+                        accepting.start_soon(self._wait_for_bell)
+                        for listener in listeners:
+                            accepting.start_soon(self._accept_all, listener)
+                        await self.stopping.wait()
+                        accepting.cancel_scope.cancel()
+                    for listener in listeners:
+                        await listener.aclose()
+                    await self._wind_down()
+                    self.tasks.cancel_scope.cancel()
+        finally:
+            _unlink_unix_path(self.service.config)
+            self.ended.set()
+
+    async def _wait_for_bell(self) -> None:
+        await anyio.wait_readable(self._bell)
+        self.stopping.set()
+
+    async def _accept_all(self, listener: Acceptor) -> None:
+        """Accept while there is room; at ``max_conn`` further connections wait in the backlog."""
+        while True:
+            await self._slots.acquire()
+            link = _Link(self, await self._accept(listener))
+            self.links.add(link)
+            self.tasks.start_soon(link.run)
+
+    async def _accept(self, listener: Acceptor) -> AnyByteStream:
+        """Accept one connection, whatever goes wrong with others."""
+        while True:
+            try:
+                return await listener.accept()
+            except OSError as exc:
+                # Most of these are about one connection that is gone already; the others, such as no
+                # free file descriptor, end when connections do. Neither may end or spin the server.
+                if exc.errno not in (errno.ECONNABORTED, errno.EPROTO, errno.EPERM):
+                    logger.warning("accepting is paused for %s seconds: %s", _ACCEPT_PAUSE, exc)
+                    await anyio.sleep(_ACCEPT_PAUSE)
+
+    def gone(self, link: _Link) -> None:
+        """Forget a connection that has ended."""
+        self.links.discard(link)
+        self._slots.release()
+        if not self.links:
+            self._emptied.set()
+
+    def _cancel_hooks(self) -> None:
+        """Cancel what users' hooks are doing, because ``listen()`` itself is cancelled."""
+        self._hooks_cancelled = True
+        if self.stopping.is_set():
+            for link in self.links:
+                link.scope.cancel()
+
+    async def _wind_down(self) -> None:
+        """Say goodbye to everybody, wait for a bounded time, and cut those who are left."""
+        for link in self.links:
+            link.go_away(*self._farewell)
+            if self._hooks_cancelled:
+                link.scope.cancel()
+        with anyio.move_on_after(self.service.config.shutdown_timeout):
+            await self._until_empty()
+        for link in self.links:
+            link.cut()
+        await self._until_empty()
+
+    async def _until_empty(self) -> None:
+        while self.links:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
+
+
+class _Link:
+    """One accepted connection and its task, from ``accept`` to the closed socket.
+
+    :ivar scope: around everything that the user's code does
+    """
+
+    def __init__(self, listening: _Listening, stream: AnyByteStream) -> None:
+        self.scope = anyio.CancelScope()
+        self._listening = listening
+        self._config = listening.service.config
+        self._stream: Any = stream
+        self._opening = anyio.CancelScope()
+        self._closing = anyio.CancelScope(shield=True)
+        self._transport: StreamTransport | None = None
+        self._reader: RequestReader | None = None
+        self._conn: Conn | None = None
+        self._id: int | str = "in its opening handshake"
+
+    def go_away(self, code: int, reason: str) -> None:
+        """Send a Close, or refuse the opening handshake, because the server stops."""
+        if self._conn is not None:
+            self._conn.go_away(code, reason)
+        else:
+            self._opening.cancel()
+
+    def cut(self) -> None:
+        """End the connection at once; only the handler's ``close`` has a little time left."""
+        self.scope.cancel()
+        self._closing.deadline = anyio.current_time() + self._config.close_timeout
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def run(self) -> None:
+        """Serve the connection; no error of it gets out of here."""
+        try:
+            with self.scope:
+                session = await self._open()
+                if session is not None:
+                    await self._run(session)
+        except Exception as exc:  # noqa: BLE001 - logged; nobody else may be disturbed by it
+            self._failed(exc)
+        except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
+            self._listening.fatal = exc
+            self._listening.stopping.set()
+        finally:
+            if self._transport is not None:
+                self._transport.abort()
+            else:
+                with contextlib.suppress(Exception):
+                    await anyio.aclose_forcefully(self._stream)
+            self._listening.gone(self)
+
+    # --- the opening handshake ----------------------------------------------------------------------
+
+    async def _open(self) -> Session | None:
+        """Do the opening handshake under its deadline; return ``None`` when it was refused."""
+        self._opening.deadline = anyio.current_time() + self._config.handshake.timeout
+        refusal: bytes = b""
+        with self._opening:
+            try:
+                return await self._handshake()
+            except _Answered as answer:
+                refusal = answer.response
+            except InvalidRequest as exc:
+                logger.info("refused %s: %s", shown(self._remote_address), exc)
+                refusal = build_refusal(exc, date=formatdate(usegmt=True))
+            except _BAD_STREAM as exc:
+                logger.debug("lost %s in its opening handshake: %s", shown(self._remote_address), exc)
+        if self._opening.cancelled_caught:
+            refusal = self._refuse_late()
+        if self._transport is not None:
+            await self._leave(self._transport, refusal)
+        return None
+
+    @property
+    def _remote_address(self) -> Address:
+        return address_of(self._stream.extra(SocketAttribute.remote_address, ""))
+
+    def _refuse_late(self) -> bytes:
+        """Answer a request that did not come in time, or came when the server stops."""
+        if self._listening.stopping.is_set():
+            return build_refusal(InvalidRequest(503, "the server is stopping"))
+        if self._reader is None or not self._reader.started:
+            return b""  # nothing was said; there is nothing to answer
+        return build_refusal(InvalidRequest(408, "the opening handshake took too long"))
+
+    async def _handshake(self) -> Session:
+        """Read the request, check it, have the user's code judge it, and answer 101.
+
+        :raises _Answered: when the request gets another answer
+        """
+        config, service, listening = self._config, self._listening.service, self._listening
+        stream: ByteStream = self._stream
+        if config.tls is not None:
+            stream = await TLSStream.wrap(
+                stream, server_side=True, ssl_context=config.tls, standard_compatible=False
+            )
+        self._transport = transport = StreamTransport(
+            stream,
+            listening.tasks.start_soon,
+            outbox_size=config.outbox_size,
+            write_timeout=config.write_timeout,
+        )
+        transport.start()
+        self._reader = reader = RequestReader(config.handshake.max_size, config.handshake.max_headers)
+        request = await receive_head(transport, reader)
+        request.remote_address = transport.remote_address
+        response = await self._users(service.answer_http(request, listening.app))
+        if response is not None:
+            raise _Answered(build_response(response, date=formatdate(usegmt=True)))
+        handshake = service.check(request)
+        conn = Conn(Role.SERVER, transport, listening.deadlines, config)
+        self._id = conn.id
+        session: Session = await self._users(
+            service.make_session(handshake=handshake, conn=conn, app=listening.app)
+        )
+        try:
+            transport.write(accept(handshake))
+            conn.open(handshake.subprotocol, manual=session.manual, early=reader.rest)
+        except ValueError as exc:
+            await session.close()
+            raise self._internal_error(exc) from exc
+        except LocalProtocolError as exc:  # the peer has gone while the user's code was busy
+            await session.close()
+            raise anyio.BrokenResourceError from exc
+        self._conn = conn
+        return session
+
+    async def _users(self, call: Awaitable[Any]) -> Any:
+        """Wait for the user's code; its refusal or its failure is an answer."""
+        try:
+            return await call
+        except Reject as exc:
+            response = Response(exc.status, exc.body, exc.headers, exc.reason)
+            try:
+                refusal = build_response(response, date=formatdate(usegmt=True))
+            except ValueError as bad_header:
+                raise self._internal_error(bad_header) from exc
+            raise _Answered(refusal) from exc
+        except HandshakeError:
+            raise
+        except Exception as exc:
+            raise self._internal_error(exc) from exc
+
+    def _internal_error(self, exc: Exception) -> _Answered:
+        """Log an error of the user's code, and answer 500 without telling what it was."""
+        self._failed(exc)
+        return _Answered(build_refusal(InvalidRequest(500, "the server failed")))
+
+    async def _leave(self, transport: StreamTransport, last: bytes) -> None:
+        """Send the last bytes and close the socket so that the peer can read them (RFC 9112 §9.6)."""
+        farewell = Farewell()
+        transport.receiver = farewell
+        if transport.ended:
+            return
+        transport.write(last)
+        transport.finish(half_close=bool(last), await_eof=bool(last))
+        deadline = self._listening.deadlines.call_later(LINGER, transport.abort)
+        await farewell.gone.wait()
+        deadline.cancel()
+
+    # --- the connection -----------------------------------------------------------------------------
+
+    async def _run(self, session: Session) -> None:
+        conn = self._conn
+        assert conn is not None
+        try:
+            try:
+                await session.run(conn)
+            except ConnectionClosed as exc:
+                if not conn.is_closed:  # it was about another connection
+                    self._failed(exc)
+            except Exception as exc:  # noqa: BLE001 - it ends this connection and nothing else
+                if not _only_closed(exc) or not conn.is_closed:
+                    self._failed(exc)
+        finally:
+            conn.go_away(CloseCode.NORMAL_CLOSURE, "")
+            with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
+                await conn.wait_gone()
+            with self._closing:
+                await session.close()
+
+    def _failed(self, exc: BaseException) -> None:
+        logger.error("connection %s: the handler failed", self._id, exc_info=exc)
+        if self._conn is not None:
+            self._conn.fail(CloseCode.INTERNAL_ERROR)
+
+
+class _Answered(Exception):
+    """The opening handshake ends with this response in place of a 101."""
+
+    def __init__(self, response: bytes) -> None:
+        super().__init__(response)
+        self.response = response
+
+
+def _only_closed(exc: BaseException) -> bool:
+    """Tell whether a group holds nothing but closed connections."""
+    return isinstance(exc, BaseExceptionGroup) and exc.split(ConnectionClosed)[1] is None
+
+
+# --- binding ----------------------------------------------------------------------------------------
+
+
+async def _bind(config: Config) -> list[Acceptor]:
+    """Bind what the configuration says."""
+    if config.unix_path is not None:
+        _clear_unix_path(Path(config.unix_path))
+        return [await anyio.create_unix_listener(config.unix_path, backlog=config.backlog)]
+    multi = await anyio.create_tcp_listener(
+        local_host=config.address, local_port=config.port, backlog=config.backlog
+    )
+    listeners: list[Any] = list(multi.listeners)
+    return listeners
+
+
+def _unlink_unix_path(config: Config) -> None:
+    if config.unix_path is not None:
+        Path(config.unix_path).unlink(missing_ok=True)
+
+
+def _clear_unix_path(path: Path) -> None:
+    """Remove a socket that nobody listens on any more.
+
+    :raises OSError: when something else is there, or somebody listens
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "unix_path: there is a file that is no socket", str(path))
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise OSError(errno.EADDRINUSE, "unix_path: a server is listening there", str(path))

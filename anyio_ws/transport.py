@@ -1,0 +1,313 @@
+"""What a connection needs from below, and the transport that gives it over any AnyIO byte stream.
+
+A transport moves bytes and decides nothing. It *calls* a :class:`Receiver` with what arrives, and takes
+what is to be sent in one synchronous step, so that no cancellation of a caller can come between two
+halves of a frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+
+_PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
+_LINGER_BYTES = 65_536  # what a peer may still send before its connection is closed under it
+
+Spawn = Callable[..., object]
+Address = tuple[str, int] | str
+HeadT = TypeVar("HeadT", covariant=True)
+
+
+class Receiver(Protocol):
+    """What a transport calls. None of it may block, and none of it may raise."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take the bytes of one read."""
+
+    def eof_received(self) -> None:
+        """Note that the peer will send nothing more."""
+
+    def room_made(self) -> None:
+        """Note that what waits to be sent has fallen below the mark."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note that the transport has ended; called exactly once, and last."""
+
+
+class StreamTransport:
+    """A transport over an AnyIO byte stream: TLS, a socket, memory, whatever a user brings.
+
+    One task reads, one writes; the writer drains a memory channel and joins what waits into one send.
+
+    :param stream: the stream; the transport closes it at the end, in every case
+    :param spawn: starts a task that the transport belongs to, such as a task group's ``start_soon``
+    :param outbox_size: bytes above which :attr:`full` is true
+    :param write_timeout: seconds that one send of at most 64 KiB may take
+
+    :ivar receiver: who is called; may be exchanged at any time
+    :ivar buffered: bytes handed over and not yet sent
+    :ivar reading: whether received bytes are wanted; see :meth:`pause` and :meth:`resume`
+    :ivar ended: whether the transport has ended and its stream is closed
+    """
+
+    def __init__(self, stream: ByteStream, spawn: Spawn, *, outbox_size: int, write_timeout: float) -> None:
+        self.receiver: Receiver | None = None
+        self.buffered = 0
+        self.reading = False
+        self.ended = False
+        self._stream = stream
+        self._spawn = spawn
+        self._outbox_size = outbox_size
+        self._write_timeout = write_timeout
+        self._outbox, self._frames = anyio.create_memory_object_stream[bytes](math.inf)
+        self._scope = anyio.CancelScope()
+        self._resumed: anyio.Event | None = None
+        self._error: Exception | None = None
+        self._finishing = False
+        self._half_close = False
+        self._await_eof = False
+        self._discarded = 0
+
+    def start(self) -> None:
+        """Begin to write; reading begins with :meth:`resume`, when there is a receiver."""
+        self._spawn(self._run)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits to be sent that writing should wait."""
+        return self.buffered > self._outbox_size
+
+    def write(self, data: bytes) -> None:
+        """Take bytes to send, all of them or, when the transport has ended, none."""
+        if data and not self._finishing:
+            self.buffered += len(data)
+            self._outbox.send_nowait(data)
+
+    def pause(self) -> None:
+        """Stop reading, so that the peer is slowed down."""
+        self.reading = False
+
+    def resume(self) -> None:
+        """Read again."""
+        self.reading = True
+        if self._resumed is not None:
+            self._resumed.set()
+
+    def finish(self, *, half_close: bool = False, await_eof: bool = False) -> None:
+        """Send what waits, then end; what still arrives is discarded.
+
+        :param half_close: tell the peer that nothing more comes, where the stream can
+        :param await_eof: read until the peer closes, or has sent 64 KiB more: closing a socket with
+            unread data resets the connection, and a reset destroys what the peer has not read yet
+        """
+        if not self._finishing:
+            self._finishing = True
+            self._half_close, self._await_eof = half_close, await_eof
+            self._outbox.close()
+            self.resume()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """End at once; what waits to be sent is dropped."""
+        self._finishing = True
+        self._error = self._error or error
+        self._scope.cancel()
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._guard, self._write_all)
+                    await self._guard(self._read_all)
+        finally:
+            self._finishing = True
+            self._outbox.close()
+            self._frames.close()
+            await self._close_stream()
+            self.ended = True
+            if self.receiver is not None:
+                self.receiver.connection_lost(self._error)
+
+    async def _guard(self, pump: Callable[[], Awaitable[None]]) -> None:
+        """Run a pump; whatever a foreign stream raises ends this transport and nothing else."""
+        try:
+            await pump()
+        except Exception as exc:  # noqa: BLE001 - kept, and handed to connection_lost
+            self.abort(exc)
+
+    async def _read_all(self) -> None:
+        while True:
+            if not self.reading:
+                self._resumed = anyio.Event()
+                await self._resumed.wait()
+                self._resumed = None
+                continue
+            try:
+                data = await self._stream.receive(_PIECE)
+            except anyio.EndOfStream:
+                if not self._finishing and self.receiver is not None:
+                    self.receiver.eof_received()
+                return
+            if not self._finishing and self.receiver is not None:
+                self.receiver.data_received(data)
+            else:
+                self._discarded += len(data)
+                if self._discarded > _LINGER_BYTES:
+                    self.abort()
+
+    async def _write_all(self) -> None:
+        async for first in self._frames:
+            data = self._join(first)
+            for start in range(0, len(data), _PIECE):
+                piece = data[start : start + _PIECE] if len(data) > _PIECE else data
+                with anyio.fail_after(self._write_timeout):
+                    await self._stream.send(piece)
+                was_full = self.full
+                self.buffered -= len(piece)
+                if was_full and not self.full and self.receiver is not None:
+                    self.receiver.room_made()
+        await self._send_eof()
+
+    def _join(self, first: bytes) -> bytes:
+        """Take what else waits, up to one piece: one send for all replies to one read."""
+        frames, size = [first], len(first)
+        while size < _PIECE:
+            try:
+                frames.append(self._frames.receive_nowait())
+            except (anyio.WouldBlock, anyio.EndOfStream):
+                break
+            size += len(frames[-1])
+        return b"".join(frames) if len(frames) > 1 else first
+
+    async def _send_eof(self) -> None:
+        """Do what :meth:`finish` asked for once everything is sent."""
+        if self._half_close:
+            with contextlib.suppress(NotImplementedError):  # TLS has no half-closed state
+                await self._stream.send_eof()
+        if not self._await_eof:
+            self.abort()
+
+    async def _close_stream(self) -> None:
+        """Close the stream; in order, with TLS's goodbye, only where everything was in order."""
+        in_order = self._error is None and not self.buffered
+        with contextlib.suppress(Exception):  # it is closed all the same
+            with anyio.move_on_after(1 if in_order else 0, shield=True):
+                await self._stream.aclose()
+
+    def extra(self, attribute: Any, default: Any = None) -> Any:
+        """Return a typed attribute of the stream, *default* where it has none."""
+        return self._stream.extra(attribute, default)
+
+    @property
+    def extra_attributes(self) -> Any:
+        """The typed attributes of the stream."""
+        return self._stream.extra_attributes
+
+    @property
+    def remote_address(self) -> Address:
+        """Where the peer is: ``(host, port)``, the path of a Unix socket, or ``""``."""
+        return address_of(self._stream.extra(SocketAttribute.remote_address, ""))
+
+    @property
+    def local_address(self) -> Address:
+        """Where this end is, in the same forms."""
+        return address_of(self._stream.extra(SocketAttribute.local_address, ""))
+
+
+def address_of(address: Any) -> Address:
+    """Bring a socket's address into our form: IPv6 has two more items, an unnamed Unix socket none."""
+    if isinstance(address, tuple):
+        return str(address[0]), int(address[1])
+    return address.decode() if isinstance(address, bytes) else str(address)
+
+
+class HeadReader(Protocol[HeadT]):
+    """What :func:`receive_head` reads with: the readers of ``http11.py``."""
+
+    def feed(self, data: bytes) -> HeadT | None:
+        """Take bytes; return the head when it is complete."""
+
+    def feed_eof(self) -> HeadT:
+        """Take the end of the stream; return the head that it completes, or raise."""
+
+
+class _HeadReceiver:
+    """The receiver of an opening handshake: feeds a reader, and stops reading when it is done."""
+
+    def __init__(self, transport: StreamTransport, reader: HeadReader[Any]) -> None:
+        self.head: Any = None
+        self.error: Exception | None = None
+        self.done = anyio.Event()
+        self._transport = transport
+        self._reader = reader
+        self._next = transport.receiver
+
+    def data_received(self, data: bytes) -> None:
+        self._take(self._reader.feed, data)
+
+    def eof_received(self) -> None:
+        self._take(self._reader.feed_eof)
+
+    def _take(self, feed: Callable[..., Any], *data: bytes) -> None:
+        try:
+            self.head = feed(*data)
+        except Exception as exc:  # noqa: BLE001 - raised where the head is waited for
+            self.error = exc
+        if self.head is not None or self.error is not None:
+            self._transport.pause()
+            self.done.set()
+
+    def room_made(self) -> None:
+        pass
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.is_set():
+            self.error = anyio.BrokenResourceError("the connection was lost during the opening handshake")
+            self.error.__cause__ = error
+            self.done.set()
+        if self._next is not None:
+            self._next.connection_lost(error)
+
+
+async def receive_head(transport: StreamTransport, reader: HeadReader[HeadT]) -> HeadT:
+    """Read the head of a request or response; then reading is paused again.
+
+    :raises HandshakeError: what the reader found wrong
+    :raises anyio.BrokenResourceError: when the connection is lost first
+    """
+    receiver = _HeadReceiver(transport, reader)
+    if transport.ended:
+        raise anyio.BrokenResourceError("the connection was lost before the opening handshake")
+    before, transport.receiver = transport.receiver, receiver
+    transport.resume()
+    await receiver.done.wait()
+    if not transport.ended:
+        transport.receiver = before
+    if receiver.error is not None:
+        raise receiver.error
+    head: HeadT = receiver.head
+    return head
+
+
+class Farewell:
+    """The receiver of a connection that is only waiting to be closed."""
+
+    def __init__(self) -> None:
+        self.gone = anyio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        """Discard it."""
+
+    def eof_received(self) -> None:
+        """Nothing waits for it."""
+
+    def room_made(self) -> None:
+        """Nothing waits for it."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Let whoever waits go on."""
+        self.gone.set()
