@@ -277,6 +277,10 @@ class MessageReader:
                 self._decoder.decode(payload)
             except UnicodeDecodeError as exc:
                 raise _invalid_utf8() from exc
+            # The decoder is content with the first two bytes of an encoded surrogate; §8.1 is not.
+            waiting = self._decoder.getstate()[0]
+            if waiting[:1] == b"\xed" and waiting[1:2] >= b"\xa0":
+                raise _invalid_utf8()
         self._message += payload
 
     def _finish_message(self) -> Message:

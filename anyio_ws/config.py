@@ -138,6 +138,7 @@ class Config(_ConnectionConfig):
         super().__post_init__()
         _check_int("port", self.port, 0, 65_535)
         _check_type("address", self.address, str, "an address or host name")
+        _check_type("unix_path", self.unix_path, (str, Path, type(None)), "a path")
         if self.unix_path is not None and len(str(self.unix_path).encode()) > 107:
             raise ValueError("unix_path: longer than the 107 bytes that a socket address holds")
         _check_int("backlog", self.backlog, 1)
@@ -147,6 +148,7 @@ class Config(_ConnectionConfig):
         if self.shutdown_timeout is None:
             raise ValueError("shutdown_timeout: a number of seconds is needed; every wait has an end")
         if self.origins is not None:
+            _check_type("origins", self.origins, (str, Sequence), "a sequence of origins")
             origins = (self.origins,) if isinstance(self.origins, str) else tuple(self.origins)
             object.__setattr__(self, "origins", origins)
             for origin in origins:
@@ -191,6 +193,10 @@ class ClientConfig(_ConnectionConfig):
         _check_int("max_size", self.max_size, 1)
         _check_int("buffer_size", self.buffer_size, 256)
         _check_type("tls", self.tls, (bool, ssl.SSLContext), "True, False or an ssl.SSLContext")
+        for name in ("handle_ping", "handle_pong", "handle_close"):
+            _check_type(name, getattr(self, name), bool, "True or False")
+        kinds = (str, Path, bytes, ssl.SSLContext, type(None))
+        _check_type("ca_bundle", self.ca_bundle, kinds, "a path, bytes or an ssl.SSLContext")
         if isinstance(self.tls, ssl.SSLContext) and self.ca_bundle is not None:
             raise ValueError("ca_bundle: it has no effect beside a context in tls; load it into that")
 
