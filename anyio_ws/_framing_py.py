@@ -118,7 +118,8 @@ class MessageReader:
                     if self._remaining > 0:
                         break
         except RemoteProtocolError as exc:
-            self.error = exc
+            # A new one, because the traceback of this one holds the caller's buffer.
+            self.error = RemoteProtocolError(exc.code, exc.reason)
             self.finished = True
         self._pending = b"" if self.finished else bytes(view[position:])
         return messages

@@ -139,8 +139,9 @@ class Config(_ConnectionConfig):
         _check_int("port", self.port, 0, 65_535)
         _check_type("address", self.address, str, "an address or host name")
         _check_type("unix_path", self.unix_path, (str, Path, type(None)), "a path")
-        if self.unix_path is not None and len(str(self.unix_path).encode()) > 107:
-            raise ValueError("unix_path: longer than the 107 bytes that a socket address holds")
+        path = str(self.unix_path or "")
+        if len(path.encode()) > 107 or "\0" in path:
+            raise ValueError("unix_path: a socket address holds at most 107 bytes, none of them NUL")
         _check_int("backlog", self.backlog, 1)
         _check_int("max_conn", self.max_conn, 1)
         _check_int("max_message_size", self.max_message_size, 1)

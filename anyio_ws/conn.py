@@ -540,7 +540,7 @@ class Conn(ObjectStream["str | bytes"]):
                 self._transport.pause()
 
     def _put(self, message: Message) -> None:
-        if not self._discarding:
+        if not self._input_ended:
             self._inbox.append(message)
             self._inbox_bytes += len(message.data) + _MESSAGE_COST
 

@@ -25,6 +25,8 @@ class Frame:
     __slots__ = ("_framed", "opcode", "payload")
 
     def __init__(self, opcode: Opcode, payload: bytes) -> None:
+        if opcode not in (Opcode.TEXT, Opcode.BINARY):
+            raise ValueError(f"opcode: text and binary messages can be framed ahead, not {opcode!r}")
         self.opcode = opcode
         self.payload = payload
         self._framed = frame(opcode, payload)

@@ -24,7 +24,9 @@ _forbidden = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
 _bad_value = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _version = re.compile(r"HTTP/\d\.\d", re.IGNORECASE)
 _target = re.compile(r"[!-\"$-~]+")  # visible ASCII except "#"
-_host = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::(\d{0,5}))?", re.ASCII)
+_host = re.compile(
+    r"(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::(\d{0,5}))?", re.ASCII
+)
 _status_line = re.compile(r"HTTP/1\.1 (\d{3})(?: (.*))?", re.DOTALL | re.ASCII)
 _chunk = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
 _length = re.compile(r"[0-9]{1,18}")
@@ -65,6 +67,8 @@ class Headers(MutableMapping[str, str]):
 
     def __init__(self, pairs: HeaderPairs = ()) -> None:
         self._pairs: list[tuple[str, str]] = []
+        if isinstance(pairs, Headers):
+            pairs = pairs.pairs()
         for name, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
             self.add(name, value)
 
@@ -107,9 +111,11 @@ class Headers(MutableMapping[str, str]):
         return ", ".join(values)
 
     def __setitem__(self, name: str, value: str) -> None:
-        """Set a header, in place of all others of that name."""
-        self._remove(name)
+        """Set a header, in place of all others of that name; raises like :meth:`add`."""
         self.add(name, value)
+        pair = self._pairs.pop()
+        self._remove(name)
+        self._pairs.append(pair)
 
     def __delitem__(self, name: str) -> None:
         if not self._remove(name):
@@ -197,61 +203,72 @@ class Response:
     headers: HeaderPairs = ()
     reason: str = ""
 
+    def __repr__(self) -> str:  # headers and body may be secrets
+        return f"<Response {self.status} with a body of {len(self.body)}>"
+
 
 # --- reading a head ---------------------------------------------------------------------------------
 
 
 class _HeadReader:
-    """Collects bytes up to the empty line; each byte is looked at once, however they are cut.
+    """Reads a head line by line; each byte is judged once, when it comes, however they are cut.
 
     :ivar rest: what came after the head
+    :ivar started: whether anything has come
     """
 
     def __init__(self, max_size: int, max_headers: int) -> None:
         self.rest = b""
+        self.started = False
         self._max_size = max_size
         self._max_headers = max_headers
         self._buffer = bytearray()
+        self._line = self._seen = 0  # where the present line begins, and how far it was looked at
+        self._fresh = True  # no first line has come yet
+        self._pairs: list[tuple[str, str]] = []
 
-    @property
-    def started(self) -> bool:
-        """Whether anything has arrived."""
-        return bool(self._buffer)
-
-    def _read_head(self, data: bytes | bytearray | memoryview) -> tuple[str, list[tuple[str, str]]] | None:
-        """Add bytes; return first line and headers once the empty line is there."""
-        seen = len(self._buffer)
+    def _read_head(self, data: bytes | bytearray | memoryview) -> bool:
+        """Add bytes; return whether the head is complete."""
         self._buffer += data
-        if self._buffer.startswith(b"\r\n"):  # one empty line may come first (RFC 9112 §2.2)
-            del self._buffer[:2]
-            seen = max(seen - 2, 0)
-            if self._buffer.startswith(b"\r"):
-                raise self._malformed("more than one empty line before the first line")
-        end = self._buffer.find(b"\r\n\r\n", max(seen - 3, 0))
-        size = len(self._buffer) if end < 0 else end + 4
-        if _forbidden.search(self._buffer, max(seen - 1, 0), min(size, self._max_size)):
-            raise self._malformed("a control character or a bare line end in the head")
-        if size > self._max_size:
-            raise self._too_large(first_line=self._buffer.find(b"\r\n", 0, self._max_size) < 0)
-        if end < 0:
-            return None
-        self.rest = bytes(self._buffer[size:])
-        first, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
-        if len(lines) > self._max_headers:
-            raise self._too_many()
-        return first, [self._parse_field(line) for line in lines]
+        self.started = self.started or bool(self._buffer)
+        while True:
+            line_feed = self._buffer.find(b"\n", self._seen)
+            stop = line_feed + 1 or len(self._buffer)
+            start = max(self._seen - 1, self._line)
+            if _forbidden.search(self._buffer, start, min(stop, self._max_size)):
+                raise self._malformed("a control character or a bare line end in the head")
+            if stop > self._max_size:
+                raise self._too_large()
+            self._seen = stop
+            if line_feed < 0:
+                return False
+            line = self._buffer[self._line : line_feed - 1].decode("latin-1")
+            self._line = stop
+            if not line and not self._fresh:
+                self.rest = bytes(self._buffer[stop:])
+                return True
+            self._take_line(line)
 
-    def _parse_field(self, line: str) -> tuple[str, str]:
-        """Parse one header line; folded lines and spaces before the colon are refused (RFC 9112 §5)."""
+    def _take_line(self, line: str) -> None:
+        if self._fresh:
+            self._fresh = self._first_line(line)
+            return
+        if len(self._pairs) == self._max_headers:
+            raise self._too_many()
+        # A folded line has no token before its colon, nor has a space there (RFC 9112 §5.1, §5.2).
         name, _, value = line.partition(":")
         if not _token.fullmatch(name) or len(name) == len(line):
             raise self._malformed("a header line is malformed")
-        return name.lower(), value.strip(" \t")
+        self._pairs.append((name.lower(), value.strip(" \t")))
+
+    def _first_line(self, line: str) -> bool:
+        """Take the first line; return whether it is still to come."""
+        raise NotImplementedError
 
     def _malformed(self, detail: str) -> Exception:
         raise NotImplementedError
 
-    def _too_large(self, first_line: bool) -> Exception:
+    def _too_large(self) -> Exception:
         raise NotImplementedError
 
     def _too_many(self) -> Exception:
@@ -265,17 +282,19 @@ class RequestReader(_HeadReader):
     :param max_headers: how many headers a request may have
     """
 
+    def __init__(self, max_size: int, max_headers: int) -> None:
+        super().__init__(max_size, max_headers)
+        self._request_line = "", ""
+
     def feed(self, data: bytes | bytearray | memoryview) -> Request | None:
         """Take the bytes of one read; return the request when its head is complete.
 
         :raises InvalidRequest: as soon as a byte shows that the request is malformed or too large
         """
-        head = self._read_head(data)
-        if head is None:
+        if not self._read_head(data):
             return None
-        line, pairs = head
-        method, target = _parse_request_line(line)
-        headers = Headers._received(pairs)
+        method, target = self._request_line
+        headers = Headers._received(self._pairs)
         _check_message(headers)
         _check_host(headers, target)
         return Request(method, target, headers)
@@ -287,11 +306,17 @@ class RequestReader(_HeadReader):
         """
         raise InvalidRequest(400, "the connection was closed before the request was complete")
 
+    def _first_line(self, line: str) -> bool:
+        if not line and not self._seen > 2:  # one empty line may come first (RFC 9112 §2.2)
+            return True
+        self._request_line = _parse_request_line(line)
+        return False
+
     def _malformed(self, detail: str) -> Exception:
         return InvalidRequest(400, detail)
 
-    def _too_large(self, first_line: bool) -> Exception:
-        status, what = (414, "request line is") if first_line else (431, "headers are")
+    def _too_large(self) -> Exception:
+        status, what = (414, "request line is") if self._fresh else (431, "headers are")
         return InvalidRequest(status, f"the {what} too long; {self._max_size} bytes are accepted")
 
     def _too_many(self) -> Exception:
@@ -315,7 +340,7 @@ def _parse_request_line(line: str) -> tuple[str, str]:
 
 def _check_message(headers: Headers) -> None:
     """Refuse a request with a body: its bytes could be taken for frames (RFC 9112 §6, §11.2)."""
-    if "transfer-encoding" in headers or any(n != "0" for n in headers.get_all("content-length")):
+    if "transfer-encoding" in headers or headers.get_all("content-length") not in ([], ["0"]):
         raise InvalidRequest(400, "a request with a body is not accepted")
 
 
@@ -375,88 +400,113 @@ class ResponseReader(_HeadReader):
     def __init__(self, max_size: int = 16_384, max_headers: int = 128, max_body: int = 65_536) -> None:
         super().__init__(max_size, max_headers)
         self._max_body = max_body
-        self._head: tuple[int, str, Headers] | None = None
-        self._body = b""
+        self._status, self._reason = 0, ""
+        self._body: _Body | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> Response | None:
         """Take the bytes of one read; return the response when it is complete.
 
         :raises InvalidResponse: as soon as a byte shows that the response is malformed or too large
         """
-        if self._head is None:
-            self._head = self._final_head(data)
-            if self._head is None:
+        if self._body is None:
+            if not self._read_final_head(data):
                 return None
-            data, self.rest = self.rest, b"" if self._head[0] != 101 else self.rest
-        status = self._head[0]
-        if status == 101:
-            return self._response()
-        self._body += data
-        return self._response() if self._body_is_complete() else None
+            if self._status == 101:
+                return self._response(b"")
+            self._body = _Body(self._status, Headers._received(self._pairs), self._max_body)
+            data, self.rest = self.rest, b""
+        self._body.feed(bytes(data))
+        return self._response(self._body.data) if self._body.complete else None
 
     def feed_eof(self) -> Response:
         """Take the end of the stream; it may be what ends the body.
 
         :raises InvalidResponse: when the head is not complete
         """
-        if self._head is None:
+        if self._body is None:
             raise InvalidResponse("the server closed the connection before it answered the opening handshake")
-        return self._response()
+        return self._response(self._body.data)
 
-    def _final_head(self, data: bytes | bytearray | memoryview) -> tuple[int, str, Headers] | None:
-        """Read heads until one is final; interim responses count towards the size (RFC 9110 §15.2)."""
-        while (head := self._read_head(data)) is not None:
-            line, pairs = head
-            match = _status_line.fullmatch(line)
-            if match is None:
-                raise InvalidResponse("the status line is malformed, or not of HTTP/1.1")
-            status = int(match[1])
-            if status == 101 or status >= 200:
-                return status, match[2] or "", Headers._received(pairs)
-            data = self.rest
-            self._max_size -= len(self._buffer) - len(data)
-            self._buffer.clear()
-        return None
+    def _read_final_head(self, data: bytes | bytearray | memoryview) -> bool:
+        """Read heads until one is final; interim ones count towards the size (RFC 9110 §15.2)."""
+        while self._read_head(data):
+            if self._status == 101 or self._status >= 200:
+                return True
+            data, self.rest = b"", b""
+            self._pairs, self._fresh = [], True
+        return False
 
-    def _body_is_complete(self) -> bool:
-        assert self._head is not None
-        headers = self._head[2]
-        if "transfer-encoding" in headers:
-            return len(self._body) > self._max_body or _dechunk(self._body)[1]
-        length = headers.get("content-length", "")
-        wanted = int(length) if _length.fullmatch(length) else self._max_body + 1
-        return len(self._body) >= min(wanted, self._max_body + 1) or self._head[0] in (204, 304)
+    def _first_line(self, line: str) -> bool:
+        match = _status_line.fullmatch(line)
+        if match is None:
+            raise InvalidResponse("the status line is malformed, or not of HTTP/1.1")
+        self._status, self._reason = int(match[1]), match[2] or ""
+        return False
 
-    def _response(self) -> Response:
-        assert self._head is not None
-        status, reason, headers = self._head
-        body = self._body
-        if "transfer-encoding" in headers:
-            body = _dechunk(body)[0]
-        elif _length.fullmatch(headers.get("content-length", "")):
-            body = body[: int(headers["content-length"])]
-        return Response(status, body[: self._max_body], headers, reason)
+    def _response(self, body: bytes | bytearray) -> Response:
+        headers = Headers._received(self._pairs)
+        return Response(self._status, bytes(body[: self._max_body]), headers, self._reason)
 
     def _malformed(self, detail: str) -> Exception:
         return InvalidResponse(detail)
 
-    def _too_large(self, first_line: bool) -> Exception:
+    def _too_large(self) -> Exception:
         return InvalidResponse("the response's head is too long")
 
     def _too_many(self) -> Exception:
         return InvalidResponse("the response has too many headers")
 
 
-def _dechunk(data: bytes) -> tuple[bytes, bool]:
-    """Decode a chunked body as far as it goes, and tell whether it is complete (RFC 9112 §7.1)."""
-    body, position = b"", 0
-    while match := _chunk.match(data, position):
-        size = int(match[1], 16)
-        if not size:
-            return body, True
-        body += data[match.end() : match.end() + size]
-        position = match.end() + size + 2
-    return body, False
+class _Body:
+    """Collects a body as its head delimits it, up to a limit (RFC 9112 §6.3, §7.1).
+
+    :ivar data: the content so far, at most a few bytes more than the limit
+    :ivar complete: whether nothing more is wanted: it is all there, over the limit, or malformed
+    """
+
+    def __init__(self, status: int, headers: Headers, limit: int) -> None:
+        self.data = bytearray()
+        self._limit = limit
+        self._chunked = "transfer-encoding" in headers
+        self._line = b""  # the start of the line that tells a chunk's size
+        length = headers.get("content-length", "")
+        # How many bytes of content come next; -1 is all until the end of the stream.
+        self._left = int(length) if _length.fullmatch(length) else -1
+        if self._chunked:
+            self._left = 0
+        self._ends_chunk = False
+        self.complete = status in (204, 304) or (self._left == 0 and not self._chunked)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes; each is looked at once."""
+        position = 0
+        while position < len(data) and not self.complete:
+            if self._left:
+                room = self._limit + 1 - len(self.data)
+                end = position + (room if self._left < 0 else min(self._left, room))
+                piece = data[position:end]
+                self.data += piece
+                position += len(piece)
+                self._left -= len(piece) if self._left > 0 else 0
+                self._ends_chunk = self._chunked
+                finished = self._left == 0 and not self._chunked
+                self.complete = finished or len(self.data) > self._limit
+            else:
+                self._line += data[position : position + 1]
+                position += 1
+                self._read_line()
+
+    def _read_line(self) -> None:
+        """Read the line end that ends a chunk, or the line that tells the size of the next."""
+        if self._ends_chunk:
+            if self._line == b"\r\n":
+                self._line, self._ends_chunk = b"", False
+            self.complete = not b"\r\n".startswith(self._line)
+        elif self._line.endswith(b"\n") or len(self._line) > 1_000:
+            match = _chunk.fullmatch(self._line)
+            self._left = int(match[1], 16) if match else 0
+            self.complete = not self._left
+            self._line = b""
 
 
 # --- building a message -----------------------------------------------------------------------------
@@ -470,6 +520,8 @@ def build_response(response: Response, *, date: str = "") -> bytes:
     :raises ValueError: when the reason phrase or a header would not survive the wire, or a header is
         one that is written here
     """
+    if not 200 <= response.status <= 599:
+        raise ValueError(f"status: a response has 200 to 599, not {response.status}")
     headers = Headers(response.headers)
     refuse_reserved(headers)
     body = response.body.encode() if isinstance(response.body, str) else response.body
@@ -477,7 +529,13 @@ def build_response(response: Response, *, date: str = "") -> bytes:
         headers["Content-Type"] = "text/plain; charset=utf-8"
     if date:
         headers["Date"] = date
-    pairs = [*headers.pairs(), ("Content-Length", str(len(body))), ("Connection", "close")]
+    pairs = headers.pairs()
+    if response.status in (204, 304):  # they have no body, and do not say how long it is (RFC 9110 §8.6)
+        if body:
+            raise ValueError(f"body: a response with status {response.status} has none")
+    else:
+        pairs.append(("Content-Length", str(len(body))))
+    pairs.append(("Connection", "close"))
     return build_head(_status_line_of(response.status, response.reason), pairs) + body
 
 

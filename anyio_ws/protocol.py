@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from enum import Enum, IntEnum
 
-from .events import CloseCode, Message, MessageType, Opcode, build_close, parse_close
+from .events import CloseCode, Message, Opcode, build_close, parse_close
 from .exceptions import LocalProtocolError, RemoteProtocolError
 from .framing import Frame, MessageReader, frame, to_bytes
 
@@ -149,7 +149,13 @@ class Protocol:
         When the peer violates the protocol the messages before that are returned and :attr:`error`
         is set; the driver then writes what :meth:`fail` returns. After a Close, and after an error,
         everything is discarded (§1.4, §7.1.7).
+
+        :raises LocalProtocolError: before the opening handshake is done
         """
+        if Move.RECEIVE not in self._moves:
+            if self.state is State.CONNECTING:
+                self._move(Move.RECEIVE)
+            return []
         messages = self._reader.feed(data)
         if self._reader.error is not None:
             self.error = self._reader.error
@@ -159,8 +165,6 @@ class Protocol:
 
     def _receive_close(self, message: Message) -> None:
         """Note the peer's Close (§7.1.3); a failure of ours stays the reason of the end."""
-        if not self.can(Move.RECEIVE_CLOSE):
-            return
         self._move(Move.RECEIVE_CLOSE)
         if self.close_code is None:
             self.close_code, self.close_reason = parse_close(message.data)
@@ -213,6 +217,8 @@ class Protocol:
     def send_frame(self, opcode: int, data: bytes | bytearray | memoryview, *, fin: bool = True) -> bytes:
         """Frame anything that is allowed now: fragments in particular (§5.4), or a Close.
 
+        That text is UTF-8 is up to the caller: a fragment may end inside a character.
+
         :raises LocalProtocolError: when the frame is not allowed in the present state
         :raises ValueError: when opcode or payload are never allowed
         """
@@ -228,9 +234,9 @@ class Protocol:
         if opcode is not Opcode.CLOSE:
             return self._send_control(opcode, payload)
         if not payload:
-            return self._send_close(CloseCode.NO_STATUS_RCVD, "", b"")
+            return self._send_close(b"")
         code, reason = parse_close(payload)
-        return self._send_close(code, reason, build_close(code, reason))
+        return self._send_close(build_close(code, reason))
 
     def _check_data(self, opcode: Opcode, *, fin: bool) -> None:
         """Check that a data frame may be sent; between fragments only their continuation may (§5.4)."""
@@ -269,7 +275,7 @@ class Protocol:
         :raises ValueError: when the code may not be sent, or the reason is longer than 123 bytes
         """
         empty = code == CloseCode.NO_STATUS_RCVD and not reason
-        return self._send_close(code, reason, b"" if empty else build_close(code, reason))
+        return self._send_close(b"" if empty else build_close(code, reason))
 
     def answer_close(self) -> bytes:
         """Answer the peer's Close with its own code (§5.5.1).
@@ -283,7 +289,10 @@ class Protocol:
     def fail(self, code: int, reason: str = "") -> bytes:
         """*Fail the WebSocket connection* (§7.1.7): the Close that says why, ``b""`` if one was sent.
 
-        From then on :attr:`close_code` is this code, whatever the peer answers.
+        Where it starts the closing handshake, :attr:`close_code` is this code from then on, whatever the
+        peer answers.
+
+        :raises ValueError: when the code may not be sent, or the reason is longer than 123 bytes
         """
         if not self.can(Move.SEND_CLOSE):
             return b""
@@ -292,11 +301,8 @@ class Protocol:
             self.close_code, self.close_reason = code, reason
         return data
 
-    def _send_close(self, code: int, reason: str, payload: bytes) -> bytes:
+    def _send_close(self, payload: bytes) -> bytes:
         self._move(Move.SEND_CLOSE)
         if self.closed_by is None:
             self.closed_by = self.role
         return self._frame(Opcode.CLOSE, payload)
-
-
-__all__ = ["TRANSITIONS", "Message", "MessageType", "Move", "Protocol", "Role", "State"]

@@ -1,7 +1,7 @@
 """The machine of RFC 6455 §6 and §7: what may be said and heard in each state, and how it ends.
 
-What the machine sends is taken apart, and what it receives is built, by a few naive lines of this file:
-they share nothing with the framing that the machine uses.
+What the machine receives is built, and what it sends is taken apart, by ``frames.py``, which shares
+nothing with the framing that the machine uses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,46 +30,24 @@ from anyio_ws.exceptions import LocalProtocolError, RemoteProtocolError
 from anyio_ws.framing import Frame, frame_bin, frame_text
 from anyio_ws.protocol import TRANSITIONS, Move, Protocol, Role, State
 
+from .frames import build_frame, cut, parse_frames
+
 PACKAGE = Path(module.__file__).parent
 
-# --- the wire, naively ----------------------------------------------------------------------------
+PEER = {Role.CLIENT: Role.SERVER, Role.SERVER: Role.CLIENT}
+
+# --- the wire -------------------------------------------------------------------------------------
 
 
-class Wire(NamedTuple):
-    """A frame as it stands on the wire, unmasked; ``key`` is ``None`` when it was not masked."""
-
-    opcode: int
-    payload: bytes
-    fin: bool
-    key: bytes | None
-
-
-def build(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool) -> bytes:
-    """Build a frame of at most 125 bytes of payload, masked with a key of no merit."""
-    key = b"\x01\x02\x03\x04" if masked else b""
-    body = bytes(byte ^ key[i % 4] for i, byte in enumerate(payload)) if masked else payload
-    return bytes([fin << 7 | opcode, masked << 7 | len(payload)]) + key + body
-
-
-def parse(data: bytes) -> Iterator[Wire]:
-    """Take apart whatever frames these bytes are; there must be nothing behind the last."""
-    while data:
-        first, second = data[:2]
-        size = {126: 2, 127: 8}.get(second & 0x7F, 0)
-        length = int.from_bytes(data[2 : 2 + size], "big") if size else second & 0x7F
-        start = 2 + size + (4 if second & 0x80 else 0)
-        key = data[start - 4 : start] if second & 0x80 else None
-        payload, data = data[start : start + length], data[start + length :]
-        assert len(payload) == length
-        if key:
-            payload = bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
-        yield Wire(first & 0x7F, payload, bool(first & 0x80), key)
+def build(role: Role, opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
+    """Build a frame of one end; the key with which the client masks has no merit."""
+    return build_frame(opcode, payload, fin=fin, key=b"\x01\x02\x03\x04" if role is Role.CLIENT else None)
 
 
 def sent(data: bytes) -> tuple[int, bytes]:
     """Take apart one whole frame, and return its opcode and payload."""
-    (wire,) = parse(data)
-    assert wire.fin
+    (wire,) = parse_frames(data)
+    assert (wire.fin, wire.rsv) == (True, 0)
     return wire.opcode, wire.payload
 
 
@@ -79,8 +57,6 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
 
 # --- machines -------------------------------------------------------------------------------------
-
-PEER = {Role.CLIENT: Role.SERVER, Role.SERVER: Role.CLIENT}
 
 
 @pytest.fixture(params=list(Role), ids=[role.value for role in Role])
@@ -92,7 +68,7 @@ def role(request: pytest.FixtureRequest) -> Role:
 
 def hear(protocol: Protocol, opcode: int, payload: bytes = b"", *, fin: bool = True) -> list[Message]:
     """Let a machine receive one frame of its peer."""
-    return protocol.receive_data(build(opcode, payload, fin=fin, masked=protocol.role is Role.SERVER))
+    return protocol.receive_data(build(PEER[protocol.role], opcode, payload, fin=fin))
 
 
 def machine(role: Role, state: State = State.OPEN, *, size: int = 1000, utf8: bool = True) -> Protocol:
@@ -295,7 +271,6 @@ SENDERS = {
     "send_frame close without code": Sender(lambda p: p.send_frame(8, b""), Opcode.CLOSE, b""),
 }
 DATA_SENDERS = {name: sender for name, sender in SENDERS.items() if sender.opcode < Opcode.CLOSE}
-any_sender = pytest.mark.parametrize("sender", SENDERS.values(), ids=SENDERS)
 
 
 def test_senders_are_all_there() -> None:
@@ -305,7 +280,7 @@ def test_senders_are_all_there() -> None:
     }
 
 
-@any_sender
+@pytest.mark.parametrize("sender", SENDERS.values(), ids=SENDERS)
 @pytest.mark.parametrize("state", State, ids=lambda state: state.name)
 def test_send_frames_where_the_table_allows_it(role: Role, state: State, sender: Sender) -> None:
     """In OPEN and CLOSE_RECEIVED every sender returns its one frame, elsewhere it is an error."""
@@ -313,8 +288,8 @@ def test_send_frames_where_the_table_allows_it(role: Role, state: State, sender:
     before = report(protocol)
     move = Move.SEND_CLOSE if sender.opcode is Opcode.CLOSE else Move.SEND
     if state in {State.OPEN, State.CLOSE_RECEIVED}:
-        (wire,) = parse(sender.call(protocol))
-        assert wire[:3] == (sender.opcode, sender.payload, True)
+        (wire,) = parse_frames(sender.call(protocol))
+        assert wire[:4] == (sender.opcode, sender.payload, True, 0)
         assert (wire.key is None) is (role is Role.SERVER)
         assert protocol.state is TRANSITIONS[state][move]
     else:
@@ -389,7 +364,6 @@ class Blob(bytes):
 
 GRID = (ctypes.c_short * 2 * 2).from_buffer_copy(struct.pack("=4h", 1, 2, 3, 4))
 
-
 Way = Callable[[Protocol, Any], bytes]
 # Every way to send bytes, and the opcode that goes out.
 BINARY_SENDERS: dict[str, tuple[Way, Opcode]] = {
@@ -443,7 +417,7 @@ def test_bytes_like_data_is_sent_byte_by_byte(
 
 @pytest.mark.attack("A15")
 @any_way
-@pytest.mark.parametrize("data", ["text", 5, 1.5, None, [1, 2], (), object()], ids=repr)
+@pytest.mark.parametrize("data", ["text", 5, 1.5, None, [1, 2], ()], ids=repr)
 def test_data_that_is_not_bytes_like_is_a_type_error(
     role: Role, send: Way, opcode: Opcode, data: object
 ) -> None:
@@ -479,7 +453,7 @@ def test_refused_first_fragment_does_not_begin_a_message(role: Role) -> None:
 
 @any_way
 @pytest.mark.parametrize("data", [bytes(126), array.array("d", [0.0] * 16)], ids=["bytes", "floats"])
-def test_control_frame_holds_at_most_125_bytes(role: Role, send: Way, opcode: Opcode, data: object) -> None:
+def test_control_frame_holds_at_most_125_bytes(role: Role, send: Way, opcode: Opcode, data: Any) -> None:
     """More than 125 bytes for a control frame are a ValueError, however few items they are (§5.5)."""
     protocol = machine(role)
     if opcode < Opcode.CLOSE:
@@ -510,11 +484,10 @@ def test_caller_keeps_its_buffer(role: Role, send: Way, opcode: Opcode, length: 
 def test_receive_data_does_not_refer_to_its_argument_afterwards(role: Role) -> None:
     """The caller may read into one buffer again and again: half a message is not lost by it."""
     protocol = machine(role)
-    masked = role is Role.SERVER
     shared = bytearray(64)
     messages = []
-    stream = b"".join(build(opcode, b"0123456789", masked=masked) for opcode in (1, 2, 9))
-    stream += build(Opcode.CLOSE, close_payload(1000, "bye"), masked=masked)
+    stream = b"".join(build(PEER[role], opcode, b"0123456789") for opcode in (1, 2, 9))
+    stream += build(PEER[role], Opcode.CLOSE, close_payload(1000, "bye"))
     for position in range(0, len(stream), 5):
         chunk = stream[position : position + 5]
         shared[: len(chunk)] = chunk
@@ -535,7 +508,7 @@ def test_receive_data_does_not_refer_to_its_argument_afterwards(role: Role) -> N
 def keys_of(protocol: Protocol, count: int) -> list[bytes | None]:
     """Return the masking keys of frames of every kind, ``None`` for each that is not masked."""
     calls = itertools.cycle(sender.call for sender in SENDERS.values() if sender.opcode is not Opcode.CLOSE)
-    return [wire.key for call in itertools.islice(calls, count) for wire in parse(call(protocol))]
+    return [wire.key for call in itertools.islice(calls, count) for wire in parse_frames(call(protocol))]
 
 
 @pytest.mark.attack("F28")
@@ -543,7 +516,7 @@ def test_masking_key_of_a_client_is_fresh_for_every_frame() -> None:
     """A client's keys are all different, and each of their bits is set about half of the time."""
     keys = [key for key in keys_of(machine(Role.CLIENT), 480) if key is not None]
     assert len(keys) == 480
-    assert len(set(keys)) > 470
+    assert len(set(keys)) >= 478  # a collision by chance happens once in 40,000 runs
     numbers = [int.from_bytes(key, "big") for key in keys]
     for bit in range(32):  # 120 and 360 are eleven standard deviations from the middle
         assert 120 < sum(number >> bit & 1 for number in numbers) < 360
@@ -571,8 +544,8 @@ def test_masking_key_of_a_client_is_on_its_close_too() -> None:
         started, answered = machine(Role.CLIENT), machine(Role.CLIENT, State.CLOSE_RECEIVED)
         failed, framed = machine(Role.CLIENT), machine(Role.CLIENT)
         for data in (started.send_close(), answered.answer_close(), failed.fail(1002)):
-            keys |= {wire.key for wire in parse(data)}
-        keys |= {wire.key for wire in parse(framed.send_frame(Opcode.CLOSE, b""))}
+            keys |= {wire.key for wire in parse_frames(data)}
+        keys |= {wire.key for wire in parse_frames(framed.send_frame(Opcode.CLOSE, b""))}
     assert len(keys - {None}) == 40
 
 
@@ -580,7 +553,7 @@ def test_masking_key_of_a_client_is_on_its_close_too() -> None:
 def test_masking_key_of_a_server_does_not_exist() -> None:
     """A server never masks (§5.1)."""
     assert set(keys_of(machine(Role.SERVER), 50)) == {None}
-    assert [wire.key for wire in parse(machine(Role.SERVER).send_close())] == [None]
+    assert [wire.key for wire in parse_frames(machine(Role.SERVER).send_close())] == [None]
 
 
 if sys.platform != "win32":  # which has no fork
@@ -627,7 +600,7 @@ def test_prepared_frame_is_masked_anew_by_a_client() -> None:
     """A client masks each sending of one prepared frame with another key."""
     client = machine(Role.CLIENT)
     frame = frame_bin(b"\x00\xff")
-    wires = [wire for _ in range(8) for wire in parse(client.send_prepared(frame))]
+    wires = [wire for _ in range(8) for wire in parse_frames(client.send_prepared(frame))]
     assert {wire[:3] for wire in wires} == {(Opcode.BINARY, b"\x00\xff", True)}
     assert len({wire.key for wire in wires} - {None}) == 8
     assert bytes(frame) == b"\x82\x02\x00\xff"
@@ -652,7 +625,7 @@ def test_fragments_form_one_message(role: Role, opcode: Opcode) -> None:
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         data = end.send_frame(opcode if number == 0 else Opcode.CONTINUATION, piece, fin=last)
-        wires += [wire[:3] for wire in parse(data)]
+        wires += [wire[:3] for wire in parse_frames(data)]
         messages += peer.receive_data(data)
     assert wires == [(opcode, b"caf\xc3", False), (0, b"", False), (0, b"\xa9", False), (0, b"!", True)]
     text = opcode is Opcode.TEXT
@@ -741,8 +714,7 @@ def test_close_of_the_peer_inside_our_fragmented_message_lets_us_finish_it(role:
 def test_receive_data_returns_what_came_before_a_violation(role: Role) -> None:
     """Messages before a violation are returned, the violation is kept, and nothing after it is read."""
     protocol = machine(role)
-    masked = role is Role.SERVER
-    data = build(1, b"good", masked=masked) + build(3, b"bad", masked=masked) + build(1, b"x", masked=masked)
+    data = build(PEER[role], 1, b"good") + build(PEER[role], 3, b"bad") + build(PEER[role], 1, b"unread")
     assert protocol.receive_data(data) == [Message(MessageType.TEXT, "good")]
     error = protocol.error
     assert isinstance(error, RemoteProtocolError)
@@ -779,7 +751,7 @@ def test_receive_data_judges_what_may_still_arrive(
 def test_receive_data_refuses_the_masking_of_our_own_role(role: Role) -> None:
     """A server refuses frames that are not masked, a client those that are (§5.1)."""
     protocol = machine(role)
-    assert protocol.receive_data(build(1, b"text", masked=role is Role.CLIENT)) == []
+    assert protocol.receive_data(build(role, Opcode.TEXT, b"text")) == []
     assert protocol.error is not None
     assert protocol.error.code == CloseCode.PROTOCOL_ERROR
 
@@ -807,10 +779,10 @@ def test_receive_data_takes_messages_after_our_close(role: Role) -> None:
 def test_receive_data_discards_what_comes_after_a_close(role: Role, state: State, together: bool) -> None:
     """Data, pings, garbage and further Closes after the peer's Close are neither received nor judged."""
     protocol = machine(role, state)
-    masked = role is Role.SERVER
-    close = build(Opcode.CLOSE, close_payload(3000, "first"), masked=masked)
-    after = [build(Opcode.TEXT, b"late", masked=masked), build(Opcode.PING, b"late", masked=masked)]
-    after += [build(Opcode.CLOSE, close_payload(4000, "second"), masked=masked), b"\xff" * 20]
+    peer = PEER[role]
+    close = build(peer, Opcode.CLOSE, close_payload(3000, "first"))
+    after = [build(peer, Opcode.TEXT, b"late"), build(peer, Opcode.PING, b"late")]
+    after += [build(peer, Opcode.CLOSE, close_payload(4000, "second")), b"\xff" * 20]
     messages = protocol.receive_data(close + b"".join(after) if together else close)
     assert messages == [Message(MessageType.CLOSE, close_payload(3000, "first"))]
     before = report(protocol)
@@ -855,9 +827,7 @@ KINDS = [
     Kind(Opcode.PING, False, b""),  # a control frame cannot be fragmented
     Kind(0x3, True, b""),  # a reserved opcode
 ]
-WIRES = {
-    role: [build(k.opcode, k.payload, fin=k.fin, masked=role is Role.SERVER) for k in KINDS] for role in Role
-}
+WIRES = {role: [build(PEER[role], k.opcode, k.payload, fin=k.fin) for k in KINDS] for role in Role}
 
 
 class Expected(NamedTuple):
@@ -985,12 +955,14 @@ def test_close_without_a_code_has_no_reason(role: Role) -> None:
 
 @pytest.mark.attack("A07")
 @pytest.mark.parametrize(
-    "payload", [b"\x03", b"\x03\xe8\xff", b"\x03\xe8\xc3"], ids=["one byte", "bad", "cut"]
+    ("payload", "error"),
+    [(b"\x03", "^code: "), (b"\x03\xe8\xff", "codec can't decode"), (b"\x03\xe8\xc3", "codec can't decode")],
+    ids=["half a code", "invalid reason", "cut reason"],
 )
-def test_send_frame_refuses_a_close_that_is_malformed(role: Role, payload: bytes) -> None:
+def test_send_frame_refuses_a_close_that_is_malformed(role: Role, payload: bytes, error: str) -> None:
     """Half a code, or a reason that is not UTF-8, is a ValueError that changes nothing (§5.5.1)."""
     protocol = machine(role)
-    with pytest.raises(ValueError):  # noqa: PT011 - the two cases have nothing in common but the type
+    with pytest.raises(ValueError, match=error):
         protocol.send_frame(Opcode.CLOSE, payload)
     assert report(protocol) == report(machine(role))
 
@@ -1101,7 +1073,9 @@ def test_fail_sends_a_close_where_one_may_be_sent(
     """Failing sends the one Close there is room for, and sets the code unless the peer's came first."""
     protocol = machine(role, state)
     data = protocol.fail(1011, "oops")
-    assert [wire[:2] for wire in parse(data)] == [(Opcode.CLOSE, close_payload(1011, "oops"))] * is_sent
+    assert [wire[:2] for wire in parse_frames(data)] == [
+        (Opcode.CLOSE, close_payload(1011, "oops"))
+    ] * is_sent
     closed_by = {"us": role, "peer": PEER[role], None: None}[after[3]]
     assert report(protocol) == (*after[:3], closed_by, None)
     assert protocol.fail(1002, "again") == b""
@@ -1212,9 +1186,8 @@ class Conversation(RuleBasedStateMachine):
         if not self.may_send(role) or self.pieces[role] or message.type >= MessageType.CLOSE:
             return
         data = message.data.encode() if isinstance(message.data, str) else bytes(message.data)
-        ends = sorted(min(cut, len(data)) for cut in cuts)
-        first, *rest = (data[i:j] for i, j in zip([0, *ends], [*ends, len(data)], strict=True))
-        self.pieces[role], self.begun[role] = rest, message
+        first, *self.pieces[role] = cut(data, [min(position, len(data)) for position in cuts])
+        self.begun[role] = message
         self.wires[role] += self.ends[role].send_frame(message.type, first, fin=False)
 
     @rule(role=roles)
@@ -1294,6 +1267,6 @@ def test_conversation_arrives_whole_and_ends_on_both_sides() -> None:
     run_state_machine_as_test(
         Conversation,
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None
+            max_examples=100, stateful_step_count=30, deadline=None, derandomize=True, database=None
         ),
     )
