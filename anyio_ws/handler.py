@@ -101,26 +101,30 @@ def _hook_parameters(kind: type, name: str, hook: object) -> tuple[str, ...]:
     function = getattr(kind, name)
     if not callable(function):
         raise TypeError(f"{kind.__name__}.{name} is not a method; accepted: {_shapes(name)}")
-    names = _required(function)
+    parameters = list(inspect.signature(function).parameters.values())
     if not isinstance(hook, staticmethod | classmethod):
-        names = names[1:]
-    if names not in _ACCEPTED[name]:
+        parameters = parameters[1:]
+    known = {parameter for shape in _ACCEPTED[name] for parameter in shape}
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = tuple(p.name for p in positional if p.name in known)
+    in_front = names == tuple(p.name for p in positional[: len(names)])
+    if (
+        names not in _ACCEPTED[name]
+        or not in_front
+        or any(_is_demanded(p) and p.name not in names for p in parameters)
+    ):
         raise TypeError(f"{kind.__name__}.{name}{inspect.signature(function)}; accepted: {_shapes(name)}")
     return names
 
 
+def _is_demanded(parameter: inspect.Parameter) -> bool:
+    """Tell whether a call must give this parameter."""
+    is_variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not is_variable
+
+
 def _shapes(name: str) -> str:
     return " or ".join(f"{name}({', '.join(('self', *shape))})" for shape in _ACCEPTED[name])
-
-
-def _required(function: Callable[..., object]) -> tuple[str, ...]:
-    """Return the names of the positional parameters without a default, in order."""
-    return tuple(
-        parameter.name
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    )
 
 
 class Session(Protocol):
@@ -191,6 +195,9 @@ class FunctionFactory:
     """
 
     def __init__(self, function: Callable[..., Awaitable[object]]) -> None:
+        call = type(function).__call__  # of an object that is called like a function
+        if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(call):
+            raise TypeError(f"handler: an async function is needed, not {function!r}")
         self._function = function
         self._names = choose_parameters(function, _PARAMETERS)
 
@@ -223,17 +230,17 @@ def choose_parameters(function: Callable[..., Any], offered: tuple[str, ...]) ->
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some builtins and extension types do not tell
-        parameters = inspect.signature(lambda: None).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return offered
-    takes = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind is not parameter.VAR_POSITIONAL
-        and (parameter.name in offered or parameter.default is parameter.empty)
+        return ()
+    unknown = [
+        p.name
+        for p in parameters
+        if _is_demanded(p) and (p.name not in offered or p.kind is p.POSITIONAL_ONLY)
     ]
-    unknown = [name for name in takes if name not in offered]
     if unknown:
         name = getattr(function, "__qualname__", repr(function))
-        raise TypeError(f"{name}: unknown parameter {unknown[0]!r}; it may take {', '.join(offered)}")
-    return tuple(takes)
+        raise TypeError(
+            f"{name}: unknown parameter {unknown[0]!r}; it may take {', '.join(offered)}, by their names"
+        )
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return offered
+    return tuple(p.name for p in parameters if p.name in offered and p.kind is not p.POSITIONAL_ONLY)

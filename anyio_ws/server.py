@@ -27,7 +27,7 @@ from .config import Config
 from .conn import LINGER, Conn
 from .deadlines import Deadlines
 from .events import CloseCode, build_close
-from .exceptions import ConnectionClosed, HandshakeError, InvalidRequest, LocalProtocolError, Reject
+from .exceptions import ConnectionClosed, InvalidRequest, LocalProtocolError, Reject
 from .handler import FunctionFactory, HandlerFactory, Session, SessionFactory, choose_parameters, settle
 from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
 from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
@@ -175,21 +175,13 @@ class _Service:
         self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
 
     async def answer_http(self, request: Request, app: object) -> Response | None:
-        """Have the user answer a request that asks for no WebSocket; ``None`` when it asks for one.
-
-        :raises InvalidRequest: 426 when the user has no answer
-        """
-        if is_upgrade(request):
+        """Have the user answer a request that asks for no WebSocket; ``None`` when there is no answer."""
+        if self._http_handler is None or is_upgrade(request):
             return None
-        response = None
-        if self._http_handler is not None:
-            arguments = {"request": request, "app": app}
-            response = await settle(
-                self._http_handler(**{name: arguments[name] for name in self._http_names})
-            )
-        if response is None:
-            raise InvalidRequest(426, "this address speaks WebSocket only")
-        assert isinstance(response, Response)
+        arguments = {"request": request, "app": app}
+        response = await settle(self._http_handler(**{name: arguments[name] for name in self._http_names}))
+        if response is not None and not isinstance(response, Response):
+            raise TypeError(f"http_handler: a Response or None is needed, not {type(response).__name__}")
         return response
 
     def check(self, request: Request) -> Handshake:
@@ -220,7 +212,7 @@ class _Listening:
         self._hooks_cancelled = False
         self._emptied = anyio.Event()
         self.ended = anyio.Event()
-        self._slots = anyio.Semaphore(service.config.max_conn)
+        self._freed = anyio.Event()
         self._bell, self._push = socket.socketpair()
         self._bell.setblocking(False)
         self._push.setblocking(False)
@@ -276,10 +268,18 @@ class _Listening:
     async def _accept_all(self, listener: Acceptor) -> None:
         """Accept while there is room; at ``max_conn`` further connections wait in the backlog."""
         while True:
-            await self._slots.acquire()
-            link = _Link(self, await self._accept(listener))
+            await self._wait_for_slot()
+            stream = await self._accept(listener)
+            await self._wait_for_slot()  # another listener may have been faster
+            link = _Link(self, stream)
             self.links.add(link)
             self.tasks.start_soon(link.run)
+
+    async def _wait_for_slot(self) -> None:
+        while len(self.links) >= self.service.config.max_conn:
+            if self._freed.is_set():
+                self._freed = anyio.Event()
+            await self._freed.wait()
 
     async def _accept(self, listener: Acceptor) -> AnyByteStream:
         """Accept one connection, whatever goes wrong with others."""
@@ -296,7 +296,7 @@ class _Listening:
     def gone(self, link: _Link) -> None:
         """Forget a connection that has ended."""
         self.links.discard(link)
-        self._slots.release()
+        self._freed.set()
         if not self.links:
             self._emptied.set()
 
@@ -464,8 +464,6 @@ class _Link:
             except ValueError as bad_header:
                 raise self._internal_error(bad_header) from exc
             raise _Answered(refusal) from exc
-        except HandshakeError:
-            raise
         except Exception as exc:
             raise self._internal_error(exc) from exc
 

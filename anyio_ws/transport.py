@@ -69,6 +69,7 @@ class StreamTransport:
         self._resumed: anyio.Event | None = None
         self._error: Exception | None = None
         self._finishing = False
+        self._in_order = False
         self._half_close = False
         self._await_eof = False
         self._discarded = 0
@@ -123,6 +124,7 @@ class StreamTransport:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._guard, self._write_all)
                     await self._guard(self._read_all)
+                self._in_order = self._error is None
         finally:
             self._finishing = True
             self._outbox.close()
@@ -157,7 +159,8 @@ class StreamTransport:
             else:
                 self._discarded += len(data)
                 if self._discarded > _LINGER_BYTES:
-                    self.abort()
+                    self._await_eof = False
+                    return
 
     async def _write_all(self) -> None:
         async for first in self._frames:
@@ -189,13 +192,13 @@ class StreamTransport:
             with contextlib.suppress(NotImplementedError):  # TLS has no half-closed state
                 await self._stream.send_eof()
         if not self._await_eof:
-            self.abort()
+            self._in_order = True
+            self._scope.cancel()
 
     async def _close_stream(self) -> None:
         """Close the stream; in order, with TLS's goodbye, only where everything was in order."""
-        in_order = self._error is None and not self.buffered
         with contextlib.suppress(Exception):  # it is closed all the same
-            with anyio.move_on_after(1 if in_order else 0, shield=True):
+            with anyio.move_on_after(1 if self._in_order else 0, shield=True):
                 await self._stream.aclose()
 
     def extra(self, attribute: Any, default: Any = None) -> Any:

@@ -24,6 +24,7 @@ from anyio_ws.config import ClientConfig, Config
 from anyio_ws.conn import Conn
 from anyio_ws.deadlines import Deadlines
 from anyio_ws.events import MessageType
+from anyio_ws.exceptions import ConnectionClosed
 from anyio_ws.protocol import Role
 from anyio_ws.tasks import background
 from anyio_ws.testing import MemoryStream, VirtualClockLoop, memory_stream_pair
@@ -34,6 +35,7 @@ from .frames import parse_frames
 from .support import CLOSE, Peer
 
 CONTINUATION = 0x0
+_STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 ROLES = [pytest.param(role, id=role.value) for role in Role]
 both_roles = pytest.mark.parametrize("role", ROLES)
 """Run the test with a server's connection and with a client's."""
@@ -182,14 +184,22 @@ class Link(NamedTuple):
         assert self.transport.full
         return data
 
-    async def listen(self) -> None:
+    def beside(self, call: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """Run a function in a task of its own, as long as there is a connection."""
+
+        async def run() -> None:
+            with contextlib.suppress(ConnectionClosed, *_STREAM_ERRORS):
+                await call(*arguments)
+
+        self.tasks.start_soon(run)
+
+    def listen(self) -> None:
         """Have the peer read everything, in a task of its own; :meth:`judge` tells what it was."""
-        self.tasks.start_soon(self._listen)
+        self.beside(self._listen)
 
     async def _listen(self) -> None:
-        with contextlib.suppress(anyio.EndOfStream):
-            while True:
-                self.peer.received += await self.wire.receive()
+        while True:
+            self.peer.received += await self.wire.receive()
 
     def judge(self) -> list[tuple[int, bytes]]:
         """Judge everything that the peer has read; see :func:`judge`."""

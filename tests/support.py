@@ -12,17 +12,17 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, TaskGroup
 
 from anyio_ws import Config, Server
-from anyio_ws.testing import MemoryListener, virtual_clock
+from anyio_ws.testing import MemoryListener, VirtualClockLoop, virtual_clock
 
 from .frames import WireFrame, build_frame, parse_frames
 
@@ -56,7 +56,7 @@ def take_log(caplog: pytest.LogCaptureFixture, level: str = "ERROR") -> list[Any
 
 
 def build_request(
-    path: str = "/", headers: dict[str, str | None] | None = None, *, line: str = "", more: str = ""
+    path: str = "/", headers: Mapping[str, str | None] | None = None, *, line: str = "", more: str = ""
 ) -> bytes:
     """Build the opening handshake of RFC 6455 §1.3, correct or not.
 
@@ -79,7 +79,7 @@ def build_request(
 
 def build_answer(
     status: str = "101 Switching Protocols",
-    headers: dict[str, str | None] | None = None,
+    headers: Mapping[str, str | None] | None = None,
     *,
     line: str = "",
     more: str = "",
@@ -156,7 +156,7 @@ class Peer:
             await self._more()
         return head._replace(body=self._take(length))
 
-    async def open(self, path: str = "/", headers: dict[str, str | None] | None = None) -> Head:
+    async def open(self, path: str = "/", headers: Mapping[str, str | None] | None = None) -> Head:
         """Do a client's opening handshake, and check the server's answer."""
         await self.send(build_request(path, headers))
         head = await self.receive_head()
@@ -166,7 +166,7 @@ class Peer:
         assert head.get("connection") == "Upgrade"
         return head
 
-    async def accept(self, headers: dict[str, str | None] | None = None, *, early: bytes = b"") -> Head:
+    async def accept(self, headers: Mapping[str, str | None] | None = None, *, early: bytes = b"") -> Head:
         """Do a server's opening handshake: receive the request, and send a good answer.
 
         :param headers: further headers of the answer
@@ -237,20 +237,73 @@ def _frame_size(data: bytearray) -> int:
     return size + form + int.from_bytes(data[2 : 2 + form], "big")
 
 
+# --- time ---------------------------------------------------------------------------------------------
+
+
+def is_trio() -> bool:
+    """Tell whether this runs on Trio."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+def clock_is_virtual() -> bool:
+    """Tell whether this runs with a clock that jumps."""
+    if is_trio():
+        import trio.testing
+
+        return isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
+    return isinstance(asyncio.get_running_loop(), VirtualClockLoop)
+
+
+@contextlib.asynccontextmanager
+async def no_hang() -> AsyncIterator[None]:
+    """Fail a block that does not end: after 10 seconds, or 10 virtual days."""
+    with anyio.fail_after(864_000 if clock_is_virtual() else 10):
+        yield
+
+
+async def settle() -> None:
+    """Let all other tasks go on until each of them waits for something; no time passes."""
+    if is_trio():
+        await anyio.wait_all_tasks_blocked()
+        return
+    calm = 0
+    while calm < 5:  # a few rounds, because a callback of the loop may be about to wake a task
+        await asyncio.sleep(0)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        waiters = [getattr(task, "_fut_waiter", None) for task in others]
+        calm = calm + 1 if all(waiter is not None and not waiter.done() for waiter in waiters) else 0
+
+
+class Stopwatch:
+    """Measures virtual time: what is awaited in the block must take exactly so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._start = anyio.current_time()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if exc_info[0] is None:
+            assert anyio.current_time() - self._start == pytest.approx(self._seconds, abs=1e-6)
+
+
 # --- servers ------------------------------------------------------------------------------------------
 
 
 class Serving(NamedTuple):
-    """A server that listens in memory."""
+    """A server that listens in memory, and the tasks that it is one of."""
 
     server: Server
     listener: MemoryListener
+    tasks: TaskGroup
 
     def connect(self, capacity: float = float("inf")) -> Peer:
         """Connect to it."""
         return Peer(self.listener.connect(capacity))
 
-    async def open(self, path: str = "/", headers: dict[str, str | None] | None = None) -> Peer:
+    async def open(self, path: str = "/", headers: Mapping[str, str | None] | None = None) -> Peer:
         """Connect to it, and do the opening handshake."""
         peer = self.connect()
         await peer.open(path, headers)
@@ -264,10 +317,10 @@ async def serving(
     """Serve in memory during a block; the server is stopped at its end, and must then be gone."""
     server = Server(handler, config, **options)
     listener = MemoryListener()
-    async with anyio.create_task_group() as tasks:
+    async with no_hang(), anyio.create_task_group() as tasks:
         await tasks.start(partial(server.listen, app, listeners=[listener]))
         try:
-            yield Serving(server, listener)
+            yield Serving(server, listener, tasks)
         finally:
             server.stop()
 
@@ -275,7 +328,7 @@ async def serving(
 @contextlib.asynccontextmanager
 async def listening(server: Server, app: object = None) -> AsyncIterator[list[Any]]:
     """Have a server listen on its sockets during a block, and give their addresses."""
-    async with anyio.create_task_group() as tasks:
+    async with no_hang(), anyio.create_task_group() as tasks:
         addresses = await tasks.start(server.listen, app)
         try:
             yield addresses
@@ -297,10 +350,12 @@ def open_descriptors() -> set[str]:
 
 def running_tasks() -> set[str]:
     """Return the tasks of the event loop, whoever started them."""
-    trio = sys.modules.get("trio")
-    if trio is None or not trio.lowlevel.in_trio_run():
+    if not is_trio():
         return {f"{id(task)} {task.get_name()} {task.get_coro()}" for task in asyncio.all_tasks()}
-    found, todo = set(), [trio.lowlevel.current_root_task()]
+    import trio
+
+    found: set[str] = set()
+    todo: list[Any] = [trio.lowlevel.current_root_task()]
     while todo:
         task = todo.pop()
         found.add(f"{id(task)} {task.name}")
@@ -314,6 +369,6 @@ async def nothing_left() -> AsyncIterator[None]:
     """Check that after a block there are no more tasks and descriptors than before it."""
     tasks, descriptors = running_tasks(), open_descriptors()
     yield
-    await anyio.wait_all_tasks_blocked()
+    await settle()
     assert running_tasks() - tasks == set()
     assert open_descriptors() - descriptors == set()

@@ -12,9 +12,9 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -72,6 +72,7 @@ class Counting(Boundless):
 
 
 boundless = SimpleNamespace(decompressobj=Boundless, error=zlib.error)
+isal_zlib = import_module("isal.isal_zlib") if find_spec("isal") else None
 
 
 def inflating_backends() -> Iterator[Any]:
@@ -79,8 +80,8 @@ def inflating_backends() -> Iterator[Any]:
     for takeover, what in [(True, "takeover"), (False, "no takeover")]:
         yield pytest.param(zlib, takeover, id=f"zlib, {what}")
         yield pytest.param(boundless, takeover, id=f"boundless, {what}")
-    with suppress(ModuleNotFoundError):
-        yield pytest.param(import_module("isal.isal_zlib"), False, id="isal, no takeover")
+    if isal_zlib is not None:
+        yield pytest.param(isal_zlib, False, id="isal, no takeover")
 
 
 inflating = pytest.mark.parametrize(("backend", "takeover"), [*inflating_backends()])
@@ -159,22 +160,36 @@ def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
             return
 
 
-# Data that compresses well and data that does not; short, and longer than one step of the inflater.
 some_data = st.one_of(
     st.binary(max_size=100),
     st.text("ab {}", max_size=300).map(str.encode),
-    st.sampled_from([bytes(200_000), random.Random(7).randbytes(20_000), b"\x00\x00\xff\xff" * 5, TAIL]),
+    st.sampled_from(
+        [
+            bytes(200_000),  # many steps of output
+            random.Random(7).randbytes(20_000),  # many steps of input
+            random.Random(8).randbytes(600) * 2,  # a reference that is too far for the small windows
+            TAIL * 5,
+        ]
+    ),
 )
 some_messages = st.lists(some_data, max_size=6)
 some_cuts = st.lists(st.integers(0, 300), max_size=5)
+some_levels = [
+    st.fixed_dictionaries({"backend": st.just(name), "level": st.integers(-1, highest)})
+    for name, highest in [("zlib", 9), *([("isal", 3)] if isal_zlib else [])]
+]
 some_settings = st.builds(
-    Compression,
-    server_max_window_bits=st.integers(9, 15),
-    client_max_window_bits=st.integers(9, 15),
-    server_no_context_takeover=st.booleans(),
-    client_no_context_takeover=st.booleans(),
-    level=st.integers(-1, 9),
-    memory_level=st.integers(1, 9),
+    lambda level, others: Compression(**level, **others),
+    st.one_of(some_levels),
+    st.fixed_dictionaries(
+        {
+            "server_max_window_bits": st.integers(9, 15),
+            "client_max_window_bits": st.integers(9, 15),
+            "server_no_context_takeover": st.booleans(),
+            "client_no_context_takeover": st.booleans(),
+            "memory_level": st.integers(1, 9),
+        }
+    ),
 )
 
 

@@ -32,7 +32,19 @@ from anyio_ws import (
 from anyio_ws.handler import FunctionFactory, HandlerFactory, Hooks, choose_parameters, hooks_of, settle
 
 from . import support
-from .support import BINARY, CLOSE, PING, PONG, TEXT, build_request, serving, take_log, virtual
+from .support import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Peer,
+    Stopwatch,
+    build_request,
+    serving,
+    take_log,
+    virtual,
+)
 
 no_surprises = support.no_surprises
 pytestmark = pytest.mark.usefixtures("no_surprises")
@@ -41,7 +53,7 @@ Diary = list[Any]
 """The application object of these tests: handlers write into it what happens to them."""
 
 
-def make_class(**hooks: Any) -> type[Any]:
+def make_class(**hooks: Any) -> Any:
     """Make a class of handlers with these hooks, and a ``client_message`` if there is none among them."""
     return type("Handler", (), {"client_message": lambda self, data: None, **hooks})
 
@@ -144,6 +156,7 @@ def test_hook_for_a_control_frame_takes_that_frame_over(name: str, type_: Messag
         ("client_message", "(self, data, message_type, more)"),
         ("client_message", "(self, *data)"),
         ("client_message", "(self, data, *, more)"),
+        ("client_message", "(self, data, more=None, message_type=None)"),
         ("client_message", "()"),
         ("after_init", "(self, conn)"),
         ("client_ping", "(self)"),
@@ -226,7 +239,7 @@ async def test_handler_class_takes_the_arguments_that_its_init_names(names: str)
 async def test_handler_class_with_a_classmethod_init_is_made_by_that(names: str, is_async: bool) -> None:
     """A classmethod ``init``, ``async`` or not, takes the place of ``__init__``. [H1]"""
     init = make_hook(f"(cls, {names})", is_async=is_async, result="cls(dict(locals(), cls=None))")
-    kind = type("Handler", (Made,), {"init": classmethod(init)})
+    kind: Any = type("Handler", (Made,), {"init": classmethod(init)})
     handler = await make(HandlerFactory(kind))
     assert type(handler) is kind
     assert handler.arguments == {"cls": None, **given(names)}
@@ -279,7 +292,7 @@ async def test_handler_function_with_any_keywords_gets_all_arguments() -> None:
 @virtual
 async def test_handler_made_by_a_function_is_checked_when_it_is_made() -> None:
     """What a function returns is known only then; the error is the same. [S1]"""
-    with pytest.raises(TypeError, match="^object has no client_message"):
+    with pytest.raises(TypeError, match=r"^object has no client_message"):
         await make(HandlerFactory(lambda: object()))
 
 
@@ -575,7 +588,6 @@ async def test_init_that_fails_leaves_nothing_to_close(
     make: Any = refused_in(place, error)
     if isinstance(make, type):
         make.close = lambda self: diary.append("closed")  # type: ignore[attr-defined]
-        hooks_of.cache_clear()
     with pytest.raises(HandshakeRejected):
         async with testing.client(make):
             pass
@@ -773,19 +785,18 @@ async def test_handshake_is_what_the_client_said() -> None:
 async def test_after_init_is_the_first_to_write_and_to_see_the_connection(is_async: bool) -> None:
     """It runs right behind the 101, and before messages that came with the request. [H3]"""
 
+    async def greet_later(self: Noting, app: Diary) -> None:
+        await anyio.lowlevel.checkpoint()
+        assert app is self.diary
+        app.append("after_init")
+        await self.conn.write("hello")
+
+    def greet(self: Noting) -> None:
+        self.diary.append("after_init")
+        self.conn.write_nowait("hello")
+
     class Greeting(Noting):
-        if is_async:
-
-            async def after_init(self, app: Diary) -> None:
-                await anyio.lowlevel.checkpoint()
-                assert app is self.diary
-                app.append("after_init")
-                await self.conn.write("hello")
-        else:
-
-            def after_init(self) -> None:
-                self.diary.append("after_init")
-                self.conn.write_nowait("hello")
+        after_init: Any = greet_later if is_async else greet
 
         async def client_message(self, data: str | bytes) -> None:
             self.diary.append(data)
@@ -869,7 +880,7 @@ async def test_client_message_is_never_called_twice_at_a_time_and_in_order(at_on
         messages = [peer.build(BINARY if number % 3 else TEXT, b"%d" % number) for number in range(10)]
         for piece in [b"".join(messages)] if at_once else messages:
             await peer.send(piece)
-            await anyio.wait_all_tasks_blocked()
+            await support.settle()
         await peer.send_close(1000)
         with anyio.move_on_after(20):
             await peer.rest()
@@ -915,7 +926,7 @@ async def test_hook_that_raises_closes_its_connection_with_1011(
     (record,) = take_log(caplog)
     assert f"connection {ids[0]}" in record.getMessage()
     assert record.exc_info[1] is error
-    assert "fail" in str(record.exc_info[2].tb_next or record.exc_info[2])  or error.__traceback__ is not None
+    assert record.exc_info[2] is not None
 
 
 @virtual
@@ -973,18 +984,15 @@ async def test_ping_without_a_hook_is_answered_even_while_a_message_is_handled()
 async def test_ping_with_a_hook_is_the_handler_s_to_answer(is_async: bool) -> None:
     """``client_ping`` gets the data, in its turn; nothing is sent but what it sends. [H11]"""
 
-    class Answering(Noting):
-        if is_async:
+    async def answer(self: Noting, data: bytes) -> None:
+        await self.conn.write_pong(data + b"!")
 
-            async def client_ping(self, data: bytes) -> None:
-                await self.conn.write_pong(data + b"!")
-        else:
-
-            def client_ping(self, data: bytes) -> None:
-                self.diary.append(data)
+    def note(self: Noting, data: bytes) -> None:
+        self.diary.append(data)
 
     diary: Diary = []
-    async with serving(Answering, diary) as served:
+    kind = type("Answering", (Noting,), {"client_ping": answer if is_async else note})
+    async with serving(kind, diary) as served:
         peer = await served.open()
         await peer.send(peer.build(TEXT, b"first") + peer.build(PING, b"1") + peer.build(TEXT, b"last"))
         if is_async:
@@ -1009,18 +1017,15 @@ async def test_pong_without_a_hook_does_nothing() -> None:
 async def test_pong_with_a_hook_is_handed_over(with_data: bool) -> None:
     """``client_pong`` is called with the data, or without if it does not want it. [H12]"""
 
-    class Counting(Noting):
-        if with_data:
+    def note(self: Noting, data: bytes) -> None:
+        self.diary.append(data)
 
-            def client_pong(self, data: bytes) -> None:
-                self.diary.append(data)
-        else:
-
-            async def client_pong(self) -> None:
-                self.diary.append(b"pong")
+    async def count(self: Noting) -> None:
+        self.diary.append(b"pong")
 
     diary: Diary = []
-    async with serving(Counting, diary) as served:
+    kind = type("Counting", (Noting,), {"client_pong": note if with_data else count})
+    async with serving(kind, diary) as served:
         peer = await served.open()
         await peer.send_frame(PONG, b"pong")
         await peer.close_handshake()
@@ -1045,19 +1050,16 @@ async def test_close_without_a_hook_is_answered_with_the_peer_s_code(payload: by
 async def test_close_with_a_hook_is_not_answered(is_async: bool) -> None:
     """``client_close`` gets the payload of the Close; the connection ends without an answer. [H10]"""
 
-    class Silent(Noting):
-        if is_async:
+    async def note_later(self: Noting, data: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.diary.append(data)
 
-            async def client_close(self, data: bytes) -> None:
-                await anyio.lowlevel.checkpoint()
-                self.diary.append(data)
-        else:
-
-            def client_close(self, data: bytes) -> None:
-                self.diary.append(data)
+    def note(self: Noting, data: bytes) -> None:
+        self.diary.append(data)
 
     diary: Diary = []
-    async with serving(Silent, diary) as served:
+    kind = type("Silent", (Noting,), {"client_close": note_later if is_async else note})
+    async with serving(kind, diary) as served:
         peer = await served.open()
         await peer.send_frame(TEXT, b"first")
         await peer.send_frame(CLOSE, b"\x0f\xa0bye")
@@ -1082,3 +1084,262 @@ async def test_close_with_a_hook_is_answered_by_it() -> None:
         await peer.expect_close(4001, "mine")
         await peer.expect_end()
     assert diary == ["made", "closed"]
+
+
+# --- the end ------------------------------------------------------------------------------------------
+
+Ending = Callable[[support.Serving, Peer], Any]
+
+
+async def peer_closes(served: support.Serving, peer: Peer) -> None:
+    await peer.close_handshake()
+
+
+async def we_close(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"close")
+    await peer.expect_close(1000)
+    await peer.send_close(1000)
+    await peer.expect_end()
+
+
+async def we_close_and_the_peer_is_silent(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"close")
+    await peer.expect_close(1000)
+    await peer.expect_end()
+
+
+async def both_close(served: support.Serving, peer: Peer) -> None:
+    await peer.send(peer.build(TEXT, b"close") + peer.build(CLOSE, b"\x03\xe8"))
+    await peer.expect_close(1000)
+    await peer.expect_end()
+
+
+async def the_handler_fails(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"fail")
+    await peer.expect_close(1011)
+
+
+async def the_handler_aborts(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"abort")
+    await peer.expect_end()
+
+
+async def the_peer_breaks_the_rules(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"not masked", key=None)
+    assert (await peer.frame()).payload[:2] == b"\x03\xea"
+
+
+async def the_stream_ends_without_a_close(served: support.Serving, peer: Peer) -> None:
+    await peer.stream.send_eof()
+    await peer.expect_end()
+
+
+async def the_stream_ends_within_a_frame(served: support.Serving, peer: Peer) -> None:
+    await peer.send(peer.build(TEXT, b"whole")[:-1])
+    await peer.stream.send_eof()
+    await peer.expect_end()
+
+
+async def the_peer_vanishes(served: support.Serving, peer: Peer) -> None:
+    await peer.stream.aclose()
+
+
+async def the_peer_vanishes_while_a_message_is_handled(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"write later")
+    await peer.stream.aclose()
+
+
+async def the_peer_is_not_heard_any_more(served: support.Serving, peer: Peer) -> None:
+    await anyio.sleep(41)
+    await peer.rest()
+
+
+async def the_peer_does_not_read_any_more(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"write much")
+    await anyio.sleep(41)
+
+
+async def the_server_stops(served: support.Serving, peer: Peer) -> None:
+    served.server.stop()
+    await peer.expect_close(1001)
+    await peer.send_close(1001)
+    await peer.expect_end()
+
+
+async def the_server_stops_and_the_peer_is_silent(served: support.Serving, peer: Peer) -> None:
+    served.server.stop()
+    await peer.expect_close(1001)
+    await peer.expect_end()
+
+
+async def the_server_stops_while_a_message_is_handled(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"sleep")
+    await support.settle()
+    served.server.stop()
+    await peer.expect_close(1001)
+    await peer.expect_end()
+
+
+async def the_server_is_cancelled(served: support.Serving, peer: Peer) -> None:
+    served.tasks.cancel_scope.cancel()
+    with anyio.CancelScope(shield=True):
+        await peer.expect_close(1001)
+        await peer.expect_end()
+
+
+async def the_server_is_cancelled_while_a_message_is_handled(served: support.Serving, peer: Peer) -> None:
+    await peer.send_frame(TEXT, b"sleep")
+    await support.settle()
+    await the_server_is_cancelled(served, peer)
+
+
+class Obedient(Noting):
+    """A handler that does what the message says."""
+
+    async def client_message(self, data: str | bytes) -> None:
+        """Do it."""
+        if data == "close":
+            await self.conn.close()
+        elif data == "fail":
+            raise ValueError
+        elif data == "abort":
+            self.conn.abort()
+        elif data == "write later":
+            await anyio.sleep(1)
+            await self.conn.write("too late")
+        elif data == "write much":
+            await self.conn.write_bin(bytes(100_000))
+        elif data == "sleep":
+            await anyio.sleep(1_000)
+
+
+@virtual
+@pytest.mark.attack("T10", "T16", "T17", "O02")
+@pytest.mark.parametrize(
+    "ending",
+    [
+        peer_closes,
+        we_close,
+        we_close_and_the_peer_is_silent,
+        both_close,
+        the_handler_fails,
+        the_handler_aborts,
+        the_peer_breaks_the_rules,
+        the_stream_ends_without_a_close,
+        the_stream_ends_within_a_frame,
+        the_peer_vanishes,
+        the_peer_vanishes_while_a_message_is_handled,
+        the_peer_is_not_heard_any_more,
+        the_peer_does_not_read_any_more,
+        the_server_stops,
+        the_server_stops_and_the_peer_is_silent,
+        the_server_stops_while_a_message_is_handled,
+        the_server_is_cancelled,
+        the_server_is_cancelled_while_a_message_is_handled,
+    ],
+)
+async def test_close_is_called_exactly_once_whatever_ends_the_connection(
+    ending: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every handler that was made is closed, once, and only a failure of its own is logged. [C3, H9]"""
+    diary: Diary = []
+    async with serving(Obedient, diary) as served:
+        peer = served.connect(70_000)
+        await peer.open()
+        await ending(served, peer)
+        with anyio.CancelScope(shield=True):
+            await peer.stream.aclose()
+    assert diary == ["made", "closed"]
+    assert len(take_log(caplog)) == (ending is the_handler_fails)
+
+
+@virtual
+async def test_close_is_called_for_a_peer_that_left_before_the_101() -> None:
+    """The answer cannot be sent; the handler was made all the same, so it is closed. [H9]"""
+    diary: Diary = []
+
+    class Slow(Noting):
+        @classmethod
+        async def init(cls, conn: Conn, app: Diary) -> Slow:
+            await anyio.sleep(1)
+            return cls(conn, app)
+
+    async with serving(Slow, diary) as served:
+        peer = served.connect()
+        await peer.send(build_request())
+        await peer.stream.aclose()
+        await anyio.sleep(2)
+        assert diary == ["made", "closed"]
+
+
+@virtual
+async def test_close_is_called_when_the_connection_is_gone() -> None:
+    """``close`` comes last: nothing can be written any more, and the close code is known. [H9]"""
+    diary: Diary = []
+
+    class Looking(Noting):
+        async def close(self) -> None:
+            with pytest.raises(ConnectionClosed):
+                await self.conn.write("too late")
+            self.diary.append((self.conn.state, self.conn.close_code))
+
+    async with serving(Looking, diary) as served:
+        peer = await served.open()
+        await peer.close_handshake(4000)
+    assert diary == ["made", (State.CLOSED, 4000)]
+
+
+@virtual
+@pytest.mark.attack("T15")
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("message", [None, b"fail"])
+async def test_close_that_raises_is_logged_and_disturbs_nobody(
+    is_async: bool, message: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in ``close`` is logged beside the one that ended the connection; others go on. [S6]"""
+    error = ValueError("in close")
+
+    def fail(self: Noting) -> None:
+        raise error
+
+    async def fail_later(self: Noting) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    kind = type("Failing", (Obedient,), {"close": fail_later if is_async else fail})
+    async with serving(kind, []) as served:
+        peer, other = await served.open(), await served.open()
+        if message is not None:
+            await peer.send_frame(TEXT, message)
+            await peer.expect_close(1011)
+            await peer.stream.aclose()
+        else:
+            await peer.close_handshake()
+        await support.settle()
+        records = take_log(caplog)
+        assert [record.exc_info[1] for record in records][-1] is error
+        assert len(records) == (1 if message is None else 2)
+        await other.send_frame(PING)
+        await other.expect(PONG)
+        await other.close_handshake()
+    take_log(caplog)
+
+
+@virtual
+async def test_close_is_bounded_when_the_server_stops() -> None:
+    """A ``close`` that never ends is cancelled: ``shutdown_timeout`` and ``close_timeout`` later. [S4, H9]"""
+    diary: Diary = []
+
+    class Stuck(Noting):
+        async def close(self) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.diary.append("cancelled")
+
+    with Stopwatch(3 + 2):
+        async with serving(Stuck, diary, Config(shutdown_timeout=3, close_timeout=2)) as served:
+            peer = await served.open()
+            await peer.close_handshake()
+            await support.settle()
+    assert diary == ["made", "cancelled"]

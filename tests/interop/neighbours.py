@@ -59,19 +59,20 @@ class Neighbour(ABC):
         return self.name
 
     @contextlib.asynccontextmanager
-    async def open(self, page: str, *, certificate: str = "") -> AsyncIterator[Ask]:
-        """Have the neighbour ready for one connection.
+    async def open(self, page: str = "about:blank") -> AsyncIterator[Ask]:
+        """Have the neighbour ready for one connection; a browser opens a page first."""
+        async with self.running(), self._open(page) as ask:
+            yield ask
 
-        :param page: the URL of a page that a browser opens first
-        :param certificate: the file with the certificate that a browser is to trust
-        """
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Have the process running; it is ended when the block fails."""
         try:
             if self._process is None or self._process.poll() is not None:
                 self.end()
                 with anyio.fail_after(PATIENCE):
-                    await self._start(certificate)
-            async with self._open(page) as ask:
-                yield ask
+                    await self._start()
+            yield
         except BaseException:
             self.end()  # nobody knows what it is waiting for
             raise
@@ -84,7 +85,7 @@ class Neighbour(ABC):
             self._process = None
 
     @abstractmethod
-    async def _start(self, certificate: str) -> None:
+    async def _start(self) -> None:
         """Start the process, and find out its version."""
 
     @abstractmethod
@@ -107,8 +108,8 @@ class ProgramNeighbour(Neighbour):
 
     _errors: IO[str]
 
-    async def _start(self, certificate: str) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
+    async def _start(self) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by end()
         pipe = subprocess.PIPE
         self._process = self._spawn(stdin=pipe, stdout=pipe, stderr=self._errors)
         self.version = await self._ask("version")
@@ -199,12 +200,23 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    async def until(self, condition: str) -> None:
+        """Wait until a condition in JavaScript is true, looking again whenever the document changes."""
+        await self.evaluate(
+            f"""new Promise((resolve) => {{
+              const look = () => {{ if ({condition}) resolve(); }};
+              new MutationObserver(look).observe(
+                document, {{ subtree: true, childList: true, attributes: true, characterData: true }});
+              look();
+            }})"""
+        )
+
     async def ask(self, do: str, **arguments: Any) -> Any:
         """Have the program on the page do a command."""
         answer = await self.evaluate(f"ask({json.dumps({'do': do, **arguments})})")
         if do == "connect" and answer.get("refused"):  # a page is not told why, but DevTools is
-            refusal = await self._devtools.event("Network.webSocketHandshakeResponseReceived")
-            return {"status": refusal["response"]["status"]}
+            error = (await self._devtools.event("Network.webSocketFrameError"))["errorMessage"]
+            return {"status": int(error.rpartition("Unexpected response code: ")[2])}
         return answer
 
     async def close(self) -> None:
@@ -213,17 +225,20 @@ class Page:
 
 
 class Chromium(Neighbour):
-    """A browser without a window; ``_address`` is where it listens for DevTools clients."""
+    """A browser without a window.
 
-    _address: str
+    :ivar certificate: the file with the certificate of a server that it is to trust
+    """
+
+    certificate: str
+    _address: str  # where it listens for DevTools clients
     _directory: tempfile.TemporaryDirectory[str]
 
-    async def _start(self, certificate: str) -> None:
+    async def _start(self) -> None:
         self._directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        trusted = [f"--ignore-certificate-errors-spki-list={key_hash(certificate)}"] if certificate else []
         self._process = process = self._spawn(
             f"--user-data-dir={self._directory.name}",
-            *trusted,
+            f"--ignore-certificate-errors-spki-list={key_hash(self.certificate)}",
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -295,6 +310,7 @@ def key_hash(certificate: str) -> str:
 
 
 FRAGMENTS_FROM_THEM = "fragments, from them"
+PING_FROM_THEM = "ping, from them"
 CLOSE_WITHOUT_CODE = "close without a code, by them"
 
 WEBSOCKETS = ProgramNeighbour(
@@ -327,6 +343,6 @@ CHROMIUM = Chromium(
     "--disable-component-update",
     "--disable-sync",
     "--remote-debugging-port=0",
-    lacks=(FRAGMENTS_FROM_THEM, "ping, from them"),
+    lacks=(FRAGMENTS_FROM_THEM, PING_FROM_THEM),
 )
 NEIGHBOURS = (WEBSOCKETS, TRIO_WEBSOCKET, AIOHTTP, WS, CHROMIUM)

@@ -109,7 +109,10 @@ class Aiohttp(Program):
         return (await self._pongs.get()).decode()
 
     async def close(self, code: int, reason: str) -> Answer:
-        await self._stop_reading()  # so that close() waits for the other end's Close
+        # close() waits for the other end's Close: at a client although receive() is waiting, at a server
+        # only when it is not; and at a client only when receive() was never cancelled.
+        if isinstance(self._connection, web.WebSocketResponse):
+            await self._stop_reading()
         await self._connection.close(code=code, message=reason.encode())
         return {"code": self._connection.close_code, "reason": None}  # the reason is not kept
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 import trio
-from trio_websocket import ConnectionClosed, ConnectionRejected, connect_websocket_url, serve_websocket
+from trio_websocket import ConnectionClosed, ConnectionRejected, open_websocket_url, serve_websocket
 
 from .program import HOST, MAX_SIZE, Answer, Program, client_context, server_context
 
@@ -22,7 +22,7 @@ class TrioWebsocket(Program):
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._connection: Any = None
-        self._serving: trio.CancelScope | None = None
+        self._stopped = trio.Event()
         self._push, self._accepted = trio.open_memory_channel[Any](math.inf)
         self._subprotocols: list[str] = []
         self._refuse = False
@@ -32,16 +32,20 @@ class TrioWebsocket(Program):
 
     async def connect(self, url: str, subprotocols: list[str], ca: str | None) -> Answer:
         try:
-            self._connection = await connect_websocket_url(
-                self._nursery,
-                url,
-                client_context(ca),
-                subprotocols=subprotocols,
-                max_message_size=MAX_SIZE,
-            )
+            self._connection = await self._nursery.start(partial(self._stay, url, subprotocols, ca))
         except ConnectionRejected as exc:
             return {"status": exc.status_code}
         return {"subprotocol": self._connection.subprotocol}
+
+    async def _stay(
+        self, url: str, subprotocols: list[str], ca: str | None, *, task_status: trio.TaskStatus[Any]
+    ) -> None:
+        async with open_websocket_url(
+            url, client_context(ca), subprotocols=subprotocols, max_message_size=MAX_SIZE
+        ) as connection:
+            self._stopped = trio.Event()
+            task_status.started(connection)
+            await self._stopped.wait()
 
     async def listen(self, subprotocols: list[str], certificate: str | None, refuse: bool) -> Answer:
         self._subprotocols, self._refuse = subprotocols, refuse
@@ -49,15 +53,21 @@ class TrioWebsocket(Program):
         return {"port": server.port}
 
     async def _serve(self, certificate: str | None, *, task_status: trio.TaskStatus[Any]) -> None:
-        with trio.CancelScope() as self._serving:
-            await serve_websocket(
-                self._handle,
-                HOST,
-                0,
-                server_context(certificate),
-                max_message_size=MAX_SIZE,
-                task_status=task_status,
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(
+                partial(
+                    serve_websocket,
+                    self._handle,
+                    HOST,
+                    0,
+                    server_context(certificate),
+                    max_message_size=MAX_SIZE,
+                )
             )
+            self._stopped = trio.Event()
+            task_status.started(server)
+            await self._stopped.wait()
+            nursery.cancel_scope.cancel()
 
     async def _handle(self, request: Any) -> None:
         if self._refuse:
@@ -65,7 +75,7 @@ class TrioWebsocket(Program):
             return
         chosen = (name for name in self._subprotocols if name in request.proposed_subprotocols)
         await self._push.send(await request.accept(subprotocol=next(chosen, None)))
-        await trio.sleep_forever()  # until stop(): the end of this function closes the connection
+        await self._stopped.wait()  # the end of this function closes the connection
 
     async def accept(self) -> Answer:
         self._connection = await self._accepted.receive()
@@ -97,11 +107,7 @@ class TrioWebsocket(Program):
         return {"code": self._connection.closed.code, "reason": self._connection.closed.reason or ""}
 
     async def stop(self) -> None:
-        if self._connection is not None:
-            await self._connection.aclose()
-        if self._serving is not None:
-            self._serving.cancel()
-        self._connection = self._serving = None
+        self._stopped.set()
 
 
 async def main() -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from importlib import metadata
 from typing import Any
 
-import websockets
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from .program import HOST, MAX_SIZE, Answer, Program, client_context, server_context
 
@@ -26,13 +27,13 @@ class Websockets(Program):
         self._accepted: asyncio.Queue[Any] = asyncio.Queue()
 
     async def version(self) -> str:
-        return f"websockets {websockets.__version__}"
+        return f"websockets {metadata.version('websockets')}"
 
     async def connect(self, url: str, subprotocols: list[str], ca: str | None) -> Answer:
         try:
             self._connection = await connect(
                 url,
-                subprotocols=[websockets.Subprotocol(name) for name in subprotocols] or None,
+                subprotocols=[Subprotocol(name) for name in subprotocols] or None,
                 ssl=client_context(ca),
                 max_size=MAX_SIZE,
                 proxy=None,
@@ -46,7 +47,7 @@ class Websockets(Program):
             self._handle,
             HOST,
             0,
-            subprotocols=[websockets.Subprotocol(name) for name in subprotocols] or None,
+            subprotocols=[Subprotocol(name) for name in subprotocols] or None,
             ssl=server_context(certificate),
             max_size=MAX_SIZE,
             process_request=self._refuse if refuse else None,

@@ -1,0 +1,191 @@
+"""The matrix: every neighbour, as client and as server, through every exchange, on every backend.
+
+An exchange is a function of a :class:`Meeting`, which makes connections in one direction: its ``meet()``
+gives our end of a connection and the function that theirs is asked with. Nothing in an exchange knows
+which neighbour it is, or whether it is the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+
+from anyio_ws import Opcode
+
+from .meeting import Certificates, Meeting, TheirClient, TheirServer
+from .neighbours import (
+    CHROMIUM,
+    CLOSE_WITHOUT_CODE,
+    FRAGMENTS_FROM_THEM,
+    NEIGHBOURS,
+    PING_FROM_THEM,
+    Neighbour,
+)
+from .program import digest
+
+SIZES = (0, 1, 125, 126, 65_535, 65_536, 2**20)  # around the three forms of a length, RFC 6455 §5.2
+CODE, REASON = 4321, "enough — genug — достаточно"
+NO_REASON = 1005, ""  # what is reported for a Close without code, RFC 6455 §7.1.5
+
+
+# --- the exchanges --------------------------------------------------------------------------------------
+
+
+def text_of(size: int) -> str:
+    """Return text of so many bytes, its characters one to four bytes long."""
+    return "aß€😀" * (size // 10) + "x" * (size % 10)
+
+
+def binary_of(size: int) -> bytes:
+    """Return so many bytes, of all values."""
+    return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+async def echo(meeting: Meeting, messages: Sequence[str | bytes], *, tls: bool = False) -> None:
+    """They receive what we send, and we receive what they send back."""
+    async with meeting.meet(tls=tls) as link:
+        for message in messages:
+            await link.ours.send(message)
+        assert await link.ask("echo", count=len(messages)) == [digest(each) for each in messages]
+        for message in messages:
+            assert await link.ours.receive() == message
+
+
+async def fragments_from_us(meeting: Meeting) -> None:
+    """They put together what we send in fragments, a character cut in two and a Ping in between."""
+    text = text_of(1000)
+    data = text.encode()
+    async with meeting.meet() as link:
+        for opcode in (Opcode.TEXT, Opcode.BINARY):
+            await link.ours.write_frame(opcode, data[:2], fin=False)
+            await link.ours.write_frame(Opcode.CONTINUATION, b"", fin=False)
+            await link.ours.write_ping(b"between")
+            await link.ours.write_frame(Opcode.CONTINUATION, data[2:], fin=True)
+        assert await link.ask("echo", count=2) == [digest(text), digest(data)]
+        assert [await link.ours.receive(), await link.ours.receive()] == [text, data]
+
+
+async def fragments_from_them(meeting: Meeting) -> None:
+    """We put together what they send in fragments, among them an empty one."""
+    parts = [text_of(3), "", text_of(70_000), text_of(10)]
+    text = "".join(parts)
+    async with meeting.meet() as link:
+        await link.ask("fragments", parts=parts, binary=False)
+        await link.ask("fragments", parts=parts, binary=True)
+        assert [await link.ours.receive(), await link.ours.receive()] == [text, text.encode()]
+
+
+async def ping_from_us(meeting: Meeting) -> None:
+    """They answer our Ping."""
+    async with meeting.meet() as link:
+        assert await link.ours.ping() > 0
+
+
+async def ping_from_them(meeting: Meeting) -> None:
+    """We answer their Ping with its data."""
+    async with meeting.meet() as link:
+        assert await link.ask("ping", data="there?") == "there?"
+
+
+async def subprotocol(meeting: Meeting) -> None:
+    """Both ends see the one subprotocol that both speak."""
+    async with meeting.meet(ours=["b.v2", "c.v1"], theirs=["a.v1", "c.v1"]) as link:
+        assert (link.ours.subprotocol, link.subprotocol) == ("c.v1", "c.v1")
+
+
+async def no_subprotocol(meeting: Meeting) -> None:
+    """Both ends see none when none was offered."""
+    async with meeting.meet() as link:
+        assert (link.ours.subprotocol, link.subprotocol) == (None, None)
+
+
+async def close_by_us(meeting: Meeting, *, tls: bool = False) -> None:
+    """They report the code and reason of our Close, and their own comes back."""
+    async with meeting.meet(tls=tls) as link:
+        await link.ours.close(CODE, REASON)
+        assert await link.ask("closed") == {"code": CODE, "reason": REASON}
+        # §5.5.1: an endpoint "typically echos the status code it received"; aiohttp answers 1000.
+        assert link.ours.close_code in (CODE, 1000)
+        assert link.ours.closed_by is meeting.our_role
+
+
+async def close_by_them(meeting: Meeting, *, tls: bool = False) -> None:
+    """We report the code and reason of their Close, and they the code of our answer, the same."""
+    async with meeting.meet(tls=tls) as link:
+        answer = await link.ask("close", code=CODE, reason=REASON)
+        await link.ours.wait_gone()
+        assert answer["code"] == CODE
+        assert (link.ours.close_code, link.ours.close_reason) == (CODE, REASON)
+        assert link.ours.closed_by is not meeting.our_role
+
+
+async def close_without_code(meeting: Meeting) -> None:
+    """A Close without a code is 1005 at both ends."""
+    async with meeting.meet() as link:
+        answer = await link.ask("close", code=None, reason="")
+        await link.ours.wait_gone()
+        assert (answer["code"], answer["reason"]) == NO_REASON
+        assert (link.ours.close_code, link.ours.close_reason) == NO_REASON
+
+
+async def refused(meeting: Meeting) -> None:
+    """The client reports the status with which the server refused."""
+    assert await meeting.refuse() == 403
+
+
+class Exchange(NamedTuple):
+    """An exchange and what it is called."""
+
+    name: str
+    run: Callable[[Meeting], Awaitable[None]]
+
+
+EXCHANGES = (
+    *(Exchange(f"text, {size} B", partial(echo, messages=[text_of(size)])) for size in SIZES),
+    *(Exchange(f"binary, {size} B", partial(echo, messages=[binary_of(size)])) for size in SIZES),
+    Exchange("100 messages at once", partial(echo, messages=[text_of(10), binary_of(200)] * 50)),
+    Exchange("fragments, from us", fragments_from_us),
+    Exchange(FRAGMENTS_FROM_THEM, fragments_from_them),
+    Exchange("ping, from us", ping_from_us),
+    Exchange(PING_FROM_THEM, ping_from_them),
+    Exchange("subprotocol", subprotocol),
+    Exchange("no subprotocol", no_subprotocol),
+    Exchange("close, by us", close_by_us),
+    Exchange("close, by them", close_by_them),
+    Exchange(CLOSE_WITHOUT_CODE, close_without_code),
+    Exchange("refusal (403)", refused),
+    Exchange("TLS: messages", partial(echo, messages=[text_of(2**20), binary_of(65_536)], tls=True)),
+    Exchange("TLS: close, by us", partial(close_by_us, tls=True)),
+    Exchange("TLS: close, by them", partial(close_by_them, tls=True)),
+)
+
+
+# --- the matrix ------------------------------------------------------------------------------------------
+
+DIRECTIONS: dict[str, type[Meeting]] = {"client": TheirClient, "server": TheirServer}
+
+MATRIX: list[Any] = [
+    pytest.param(
+        neighbour,
+        direction,
+        exchange,
+        id=f"{neighbour.name}-{role}-{exchange.name}",
+        marks=pytest.mark.interop(row=exchange.name, column=f"{neighbour.name} {role}"),
+    )
+    for neighbour in NEIGHBOURS
+    for role, direction in DIRECTIONS.items()
+    if neighbour is not CHROMIUM or role == "client"
+    for exchange in EXCHANGES
+    if exchange.name not in neighbour.lacks
+]
+
+
+@pytest.mark.parametrize(("neighbour", "direction", "exchange"), MATRIX)
+async def test_exchange_succeeds(
+    neighbour: Neighbour, direction: type[Meeting], exchange: Exchange, certificates: Certificates
+) -> None:
+    """A neighbour and we understand each other in this exchange, whichever of us is the server."""
+    await exchange.run(direction(neighbour, certificates))
