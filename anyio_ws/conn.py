@@ -340,6 +340,7 @@ class Conn(ObjectStream["str | bytes"]):
 
         Raises what *dispatch* raises; the end of the connection does not raise.
         """
+        self._busy = False
         while True:
             try:
                 message = await self._next()
@@ -505,14 +506,21 @@ class Conn(ObjectStream["str | bytes"]):
     # --- what the two ends and the transport call ---------------------------------------------------
 
     def open(
-        self, subprotocol: str | None, *, manual: frozenset[MessageType] = frozenset(), early: bytes = b""
+        self,
+        subprotocol: str | None,
+        *,
+        manual: frozenset[MessageType] = frozenset(),
+        busy: bool = False,
+        early: bytes = b"",
     ) -> None:
         """Begin, after the opening handshake.
 
         :param subprotocol: what was agreed on
         :param manual: the control frames that are handed over, and not answered here
+        :param busy: a hook is at work until :meth:`dispatch_all` begins
         :param early: bytes that came behind the head of the opening handshake
         """
+        self._busy = busy
         self._subprotocol = subprotocol
         self._manual = manual
         self._protocol.opened()

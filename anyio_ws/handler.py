@@ -128,9 +128,14 @@ def _shapes(name: str) -> str:
 
 
 class Session(Protocol):
-    """What runs one connection: a handler with its hooks, or a function."""
+    """What runs one connection: a handler with its hooks, or a function.
+
+    :ivar manual: the control frames that are handed over and not answered for it
+    :ivar hooked: whether it is told of messages, and so is known to be at work before the first
+    """
 
     manual: frozenset[MessageType]
+    hooked: bool
 
     async def run(self, conn: Any) -> None:
         """Deal with the connection until it ends; raises whatever the user's code raises."""
@@ -172,6 +177,8 @@ class HandlerFactory:
 class _HandlerSession:
     """A handler and the connection that it handles."""
 
+    hooked = True
+
     def __init__(self, handler: Any, app: object) -> None:
         self._handler = handler
         self._app = app
@@ -210,6 +217,7 @@ class _FunctionSession:
     """A function and the connection that it deals with."""
 
     manual: frozenset[MessageType] = frozenset()
+    hooked = False
 
     def __init__(self, function: Callable[..., Awaitable[object]], arguments: dict[str, object]) -> None:
         self._function = function

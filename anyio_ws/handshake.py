@@ -38,7 +38,9 @@ _extension_name = re.compile(rf"[ \t]*({TOKEN})")
 _extension_param = re.compile(
     rf"[ \t]*;[ \t]*({TOKEN})(?:[ \t]*=[ \t]*(?:({TOKEN})|\"((?:[^\"\\]|\\.)*)\"))?"
 )
-_MAX_SUBPROTOCOLS = 100
+_extension_end = re.compile(r"[ \t]*(,|$)")
+# How many elements a list may have: more than any honest client sends, and few enough to cost nothing.
+_MAX_ELEMENTS = 100
 
 
 class Handshake(Request):
@@ -113,7 +115,7 @@ def _offered_subprotocols(headers: Headers) -> list[str]:
     offered = [item.strip(" \t") for value in values for item in value.split(",")]
     if not all(map(is_token, offered)):
         raise InvalidRequest(400, "Sec-WebSocket-Protocol is not a list of tokens")
-    if len(set(offered)) != len(offered) or len(offered) > _MAX_SUBPROTOCOLS:
+    if len(set(offered)) != len(offered) or len(offered) > _MAX_ELEMENTS:
         raise InvalidRequest(400, "Sec-WebSocket-Protocol names a subprotocol twice, or too many")
     return offered
 
@@ -142,12 +144,14 @@ def parse_extensions(headers: Headers) -> list[Extension]:
                 position = match.end()
                 params.append((match[1], _param_value(match)))
             extensions.append(Extension(name[1], tuple(params)))
-            rest = value[position : position + 1] and value[position:].lstrip(" \t")
-            if not rest:
-                break
-            if rest[0] != ",":
+            end = _extension_end.match(value, position)
+            if end is None:
                 raise InvalidRequest(400, "Sec-WebSocket-Extensions is malformed")
-            position = len(value) - len(rest) + 1
+            if len(extensions) > _MAX_ELEMENTS or len(params) > _MAX_ELEMENTS:
+                raise InvalidRequest(400, "Sec-WebSocket-Extensions is too long")
+            if not end[1]:
+                break
+            position = end.end()
     return extensions
 
 
@@ -196,6 +200,8 @@ def accept(handshake: Handshake) -> bytes:
         ("Sec-WebSocket-Accept", accept_key(handshake.key)),
     ]
     if handshake.subprotocol is not None:
+        if not is_token(handshake.subprotocol):
+            raise ValueError(f"subprotocol: {shown(handshake.subprotocol)} is not a token")
         pairs.append(("Sec-WebSocket-Protocol", handshake.subprotocol))
     return build_head("HTTP/1.1 101 Switching Protocols", pairs + handshake.response_headers.pairs())
 
@@ -230,21 +236,33 @@ def parse_url(url: str) -> Url:
     """
     if not is_field_value(url) or " " in url or "\t" in url:
         raise ValueError("url: it contains white space or a control character")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("url: it is malformed") from None
     if parts.scheme not in ("ws", "wss"):
         raise ValueError(f"url: the scheme must be ws or wss, not {shown(parts.scheme)}")
     if parts.fragment or "#" in url:
         raise ValueError("url: a WebSocket URL has no fragment (RFC 6455 §3)")
     if "@" in parts.netloc:
         raise ValueError("url: user name and password do not belong here; send an Authorization header")
-    if not parts.hostname:
-        raise ValueError("url: it names no host")
-    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
-    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    host, port = _split_authority(parts.netloc, DEFAULT_PORTS[parts.scheme])
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if not is_host(build_authority(host, port, False)):
-        raise ValueError(f"url: {shown(host)} is not a host")
     return Url(parts.scheme == "wss", host, port, check_target(target))
+
+
+def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
+    """Split a URL's authority into host, without brackets, and port; names are encoded (RFC 3490)."""
+    if not authority.isascii():
+        name, colon, port = authority.partition(":")
+        try:
+            authority = name.encode("idna").decode() + colon + port
+        except UnicodeError:
+            raise ValueError(f"url: {shown(name)} is not a host name") from None
+    split = split_host(authority, default_port)
+    if split is None or not split[1]:
+        raise ValueError(f"url: {shown(authority)} is not a host, with or without a port")
+    return split[0].strip("[]"), split[1]
 
 
 def check_target(target: str) -> str:
@@ -302,6 +320,9 @@ def build_request(
     own = Headers()
     if "host" not in headers:
         own["Host"] = authority
+    hosts = headers.get_all("host") or [authority]
+    if len(hosts) != 1 or not is_host(hosts[0]):
+        raise ValueError(f"host: {shown(', '.join(hosts))} is not one host with or without a port")
     own["Upgrade"] = "websocket"
     own["Connection"] = "Upgrade"
     own["Sec-WebSocket-Key"] = key
@@ -310,6 +331,8 @@ def build_request(
         raise ValueError("subprotocols: each must be a token, and none be named twice")
     if subprotocols:
         own["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
+    if len(headers.get_all("origin")) + (origin is not None) > 1:
+        raise ValueError("origin: there can be one only")
     if origin is not None:
         own["Origin"] = origin
     line = f"GET {check_target(target)} HTTP/1.1"
@@ -326,7 +349,7 @@ def check_response(response: Response, key: str, subprotocols: Sequence[str]) ->
     if response.status != 101:
         body = response.body
         raise HandshakeRejected(response.status, headers, body if isinstance(body, bytes) else body.encode())
-    if "websocket" not in _tokens(headers, "upgrade"):
+    if _tokens(headers, "upgrade") != ["websocket"]:
         raise InvalidResponse("the Upgrade header does not say websocket")
     if "upgrade" not in _tokens(headers, "connection"):
         raise InvalidResponse("the Connection header does not say Upgrade")

@@ -443,12 +443,15 @@ class _Link:
         )
         try:
             transport.write(accept(handshake))
-            conn.open(handshake.subprotocol, manual=session.manual, early=reader.rest)
-        except ValueError as exc:
-            await session.close()
-            raise self._internal_error(exc) from exc
-        except LocalProtocolError as exc:  # the peer has gone while the user's code was busy
-            await session.close()
+            conn.open(handshake.subprotocol, manual=session.manual, busy=session.hooked, early=reader.rest)
+        except (ValueError, LocalProtocolError) as exc:
+            try:
+                await session.close()
+            except Exception as close_exc:  # noqa: BLE001 - logged; the peer gets its answer all the same
+                self._failed(close_exc)
+            if isinstance(exc, ValueError):
+                raise self._internal_error(exc) from exc
+            # The peer has gone while the user's code was busy.
             raise anyio.BrokenResourceError from exc
         self._conn = conn
         return session

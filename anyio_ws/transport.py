@@ -69,6 +69,7 @@ class StreamTransport:
         self._resumed: anyio.Event | None = None
         self._error: Exception | None = None
         self._finishing = False
+        self._all_sent = False
         self._in_order = False
         self._half_close = False
         self._await_eof = False
@@ -153,14 +154,14 @@ class StreamTransport:
             except anyio.EndOfStream:
                 if not self._finishing and self.receiver is not None:
                     self.receiver.eof_received()
-                return
+                return None
             if not self._finishing and self.receiver is not None:
                 self.receiver.data_received(data)
             else:
-                self._discarded += len(data)
+                # What comes before our last words are sent must be read, or they might never be.
+                self._discarded += len(data) if self._all_sent else 0
                 if self._discarded > _LINGER_BYTES:
-                    self._await_eof = False
-                    return
+                    return self._end_in_order()
 
     async def _write_all(self) -> None:
         async for first in self._frames:
@@ -191,9 +192,13 @@ class StreamTransport:
         if self._half_close:
             with contextlib.suppress(NotImplementedError):  # TLS has no half-closed state
                 await self._stream.send_eof()
+        self._all_sent = True
         if not self._await_eof:
-            self._in_order = True
-            self._scope.cancel()
+            self._end_in_order()
+
+    def _end_in_order(self) -> None:
+        self._in_order = True
+        self._scope.cancel()
 
     async def _close_stream(self) -> None:
         """Close the stream; in order, with TLS's goodbye, only where everything was in order."""

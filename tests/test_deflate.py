@@ -756,6 +756,26 @@ def test_inflater_refuses_invalid_data(backend: Any, takeover: bool, payload: by
     assert failure(Inflater(takeover, 15, backend), payload) == INVALID
 
 
+@pytest.mark.attack("C03")
+@pytest.mark.parametrize(("surplus", "unused"), [(b"x", b""), (b"", b"\x00")], ids=["output", "unused input"])
+def test_inflater_sees_an_end_that_is_not_the_probes(surplus: bytes, unused: bytes) -> None:
+    """A truncated last block might end in the probe for an end; then it gives something, or leaves some."""
+
+    class Decompressor:
+        eof, unused_data, unconsumed_tail = False, b"", b""
+
+        def __init__(self, wbits: int) -> None: ...
+
+        def decompress(self, data: bytes, max_length: int) -> bytes:
+            if data == TAIL:
+                return b""
+            self.eof, self.unused_data = True, unused
+            return surplus
+
+    backend = SimpleNamespace(decompressobj=Decompressor, error=zlib.error)
+    assert failure(Inflater(False, 15, backend)) == INVALID
+
+
 @pytest.mark.attack("C03", "C04")
 @inflating
 @PROPERTY

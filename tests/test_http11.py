@@ -89,6 +89,12 @@ def deliveries(data: bytes) -> Iterator[list[bytes]]:
     yield from (cut(data, [position]) for position in range(1, len(data)))
 
 
+def fast_and_slow(data: bytes) -> Iterator[list[bytes]]:
+    """Cut bytes that are too many for every delivery: not at all, and into some 25,000 pieces."""
+    yield [data]
+    yield cut(data, list(range(1, len(data), 1 + len(data) // 25_000)))
+
+
 def read_request(
     pieces: list[bytes],
     then: Callable[[Request], object] = lambda request: None,
@@ -391,7 +397,7 @@ def test_request_is_read_as_it_was_sent() -> None:
     assert accepted(data) == Read("GET", "/Chat?A=%20b", pairs, early, None)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(header_sets("host", "content-length", "transfer-encoding"), st.binary(max_size=20), cuts)
 def test_request_that_is_built_is_read_back(pairs: Pairs, early: bytes, positions: list[int]) -> None:
     """Whatever valid headers are built, the reader gives back, and ``raw_headers`` has them as bytes."""
@@ -673,7 +679,7 @@ def test_bare_carriage_return_is_refused_by_the_next_byte(kind: Kind) -> None:
 def test_request_line_over_the_limit_is_refused(path_size: int) -> None:
     """A request line that with its line end has more bytes than a head may have gets 414."""
     data = request(line=b"GET /" + b"a" * path_size + b" HTTP/1.1")
-    for pieces in ([data], cut(data, list(range(1, len(data))))):
+    for pieces in fast_and_slow(data):
         outcome = read_request(pieces, max_size=200)
         assert isinstance(outcome, Refused)
         assert outcome.status == 414
@@ -693,7 +699,7 @@ def test_request_line_over_the_limit_is_refused(path_size: int) -> None:
 def test_headers_over_the_limit_are_refused(lines: list[bytes]) -> None:
     """Headers that with the request line have more bytes than a head may have get 431."""
     data = request(*lines)
-    for pieces in ([data], cut(data, list(range(1, len(data))))):
+    for pieces in fast_and_slow(data):
         outcome = read_request(pieces, max_size=200)
         assert isinstance(outcome, Refused)
         assert outcome.status == 431
@@ -854,7 +860,7 @@ def test_binary_protocol_is_refused(start: bytes) -> None:
 )
 def test_large_request_is_refused_in_linear_time(data: bytes, status: int) -> None:
     """Whatever its grammar, 100 kB that a limit would let in are refused with a work that is linear."""
-    for pieces in ([data], cut(data, list(range(1, len(data))))):
+    for pieces in fast_and_slow(data):
         outcome = read_request(pieces, max_size=2 * LARGE, max_headers=LARGE)
         assert isinstance(outcome, Refused)
         assert outcome.status == status
@@ -887,7 +893,7 @@ def test_limit_on_headers_comes_before_all_work_on_them() -> None:
 
 
 @pytest.mark.attack("H06", "H11", "H12", "H16", "H19")
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=100), st.integers(0, 60), st.integers(0, 10), cuts)
 def test_random_bytes_are_accepted_or_refused(
     noise: bytes, position: int, replaced: int, positions: list[int]
@@ -1073,7 +1079,7 @@ def test_response_head_without_end_is_refused(endless: bytes, error: str) -> Non
 def test_response_headers_without_end_are_refused(line: bytes) -> None:
     """Headers without end are refused at the limit, be it that of the bytes or that of the number."""
     data = SWITCHING + b"\r\n" + line * 20_000
-    for pieces in ([data], cut(data, list(range(1, len(data))))):
+    for pieces in fast_and_slow(data):
         assert isinstance(read_response(pieces, end=False), str)
 
 
@@ -1192,7 +1198,7 @@ def test_body_is_cut_at_the_limit(kind: str, size: int) -> None:
 )
 def test_body_without_end_is_cut_at_the_limit(endless: bytes) -> None:
     """A body without end completes the response once it is longer than the limit."""
-    for pieces in ([endless], cut(endless, list(range(1, len(endless))))):
+    for pieces in fast_and_slow(endless):
         answer = read_response(pieces, end=False)
         assert isinstance(answer, Answer)
         assert answer.body == b"x" * 65_536
@@ -1208,7 +1214,7 @@ def test_chunked_body_is_decoded_in_linear_time() -> None:
 
 
 @pytest.mark.attack("S07")
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=100), st.integers(0, 80), st.integers(0, 10), cuts)
 def test_random_bytes_are_a_response_or_refused(
     noise: bytes, position: int, replaced: int, positions: list[int]
@@ -1275,7 +1281,7 @@ def test_response_that_is_built_is_read_back(built: Response, expected: tuple[ob
     assert not answer.at_end
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     header_sets("upgrade", "connection", "content-length", "transfer-encoding", "date", "content-type"),
     st.binary(min_size=1, max_size=100),

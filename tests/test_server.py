@@ -450,8 +450,10 @@ async def test_request_that_is_wrong_gets_its_status_whole_and_then_the_end(unre
             head = await peer.receive_head()
             assert (name, head.status) == (name, status)
             assert len(head.body) > 10
-            # So much that nobody reads may end in a reset, but only behind the answer.
-            tasks.start_soon(expect_any_end if unread > 64_000 else peer.expect_end, *[peer][: unread > 64_000])
+            if unread > 64_000:  # so much that nobody reads may end in a reset, but behind the answer
+                await expect_any_end(peer)
+            else:
+                await peer.expect_end()
 
     async with listening(Server(Echo, LOCAL)) as (address,), anyio.create_task_group() as tasks:
         for name, (request, status) in WRONG.items():
@@ -472,3 +474,425 @@ async def expect_any_end(peer: Peer) -> None:
         await peer.expect_end()
     except anyio.BrokenResourceError:
         assert peer.received == b""
+
+
+@virtual
+@pytest.mark.usefixtures("logged_quietly")
+@pytest.mark.attack("H01", "S03")
+@pytest.mark.parametrize("tls", [False, True])
+async def test_client_that_says_nothing_is_cut_off_without_an_answer(
+    tls: bool, server_context: ssl.SSLContext
+) -> None:
+    """There is nothing to answer; the place is free again after ``handshake.timeout``. [S6]"""
+    config = Config(handshake=HandshakeConfig(timeout=6), max_conn=1, tls=server_context if tls else None)
+    async with serving(Echo, config=config) as served:
+        for _ in range(2):
+            with Stopwatch(6):
+                await served.connect().expect_end()
+
+
+@virtual
+@pytest.mark.attack("H24", "H02")
+async def test_init_that_takes_too_long_is_cancelled_and_answered_with_408() -> None:
+    """``init`` is part of the opening handshake, and so under its deadline. [H1]"""
+    ended: list[float] = []
+
+    async def sleep() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(anyio.current_time() - start)
+
+    async with serving(sleep, config=Config(handshake=HandshakeConfig(timeout=6))) as served:
+        start = anyio.current_time()
+        peer = served.connect()
+        await peer.send(build_request())
+        head = await peer.receive_head()
+        assert head.status == 408
+        assert head.get("connection") == "close"
+        await peer.expect_end()
+    assert ended == [pytest.approx(6)]
+
+
+@virtual
+@pytest.mark.attack("H03")
+@pytest.mark.parametrize("size", [0, 1, 50, -1])
+@pytest.mark.parametrize("ends", ["send_eof", "aclose"])
+async def test_client_that_leaves_during_its_request_is_dropped_quietly(
+    size: int, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for whoever debugs, none for anybody else, and the place is free again. [S6]"""
+    async with serving(Echo, config=Config(max_conn=1)) as served:
+        caplog.clear()
+        peer = served.connect()
+        await peer.send(build_request()[:size])
+        await getattr(peer.stream, ends)()
+        other = await served.open()
+        await other.close_handshake()
+    (record,) = caplog.records
+    assert record.levelno == logging.DEBUG
+    assert record.exc_info is None
+
+
+@pytest.mark.usefixtures("logged_quietly")
+@pytest.mark.attack("H03", "O01", "O05")
+@pytest.mark.parametrize("size", [0, 50, len(build_request()), len(build_request()) + 3])
+async def test_client_that_resets_its_connection_disturbs_nobody(size: int) -> None:
+    """A reset during the request, right behind it, or within a frame ends that connection alone. [S6]"""
+    diary: list[Any] = []
+    data = build_request() + b"\x81\x85mask"
+    async with listening(Server(Echo, Config(port=0, max_conn=2)), diary) as (address,):
+        async with tcp_peer(address) as other:
+            await other.open()
+            for _ in range(5):
+                with socket.create_connection(address) as victim:
+                    victim.sendall(data[:size])
+                    victim.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                await other.send_frame(PING)
+                await other.expect(PONG)
+            await other.close_handshake()
+    assert diary.count(1000) == 1
+    assert diary.count(1006) == len(diary) - 1  # a reset that came early is seen before the request
+
+
+@virtual
+@pytest.mark.attack("H22", "T12", "S08")
+@pytest.mark.parametrize("close", [False, True])
+async def test_frames_behind_the_request_are_not_lost(close: bool) -> None:
+    """What comes in the same bytes as the request is handled after the 101, a Close behind it too. [H3]"""
+    async with serving(Echo) as served:
+        peer = served.connect()
+        frames = [peer.build(TEXT, b"%d" % number) for number in range(20)]
+        if close:
+            frames.append(peer.build(CLOSE, b"\x03\xe8"))
+        await peer.send(build_request() + b"".join(frames))
+        assert (await peer.receive_head()).status == 101
+        for number in range(20):
+            await peer.expect(TEXT, b"%d" % number)
+        if close:
+            await peer.expect_close(1000)
+            await peer.expect_end()
+        else:
+            await peer.close_handshake()
+
+
+@virtual
+@pytest.mark.attack("H22")
+async def test_frames_behind_the_request_may_be_cut_anywhere() -> None:
+    """A frame that began with the request goes on with what comes after the 101. [H3]"""
+    async with serving(Echo) as served:
+        data = build_request() + served.connect().build(TEXT, b"a whole message")
+        for position in range(len(build_request()) - 2, len(data)):
+            peer = served.connect()
+            await peer.send(data[:position])
+            await settle()
+            await peer.send(data[position:])
+            assert (await peer.receive_head()).status == 101
+            await peer.expect(TEXT, b"a whole message")
+            await peer.close_handshake()
+
+
+# --- TLS ----------------------------------------------------------------------------------------------
+
+AUTHORITY = trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_context() -> ssl.SSLContext:
+    """Make the context of a server that is ``localhost``."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+async def test_tls_carries_the_same_protocol(server_context: ssl.SSLContext) -> None:
+    """Messages, attributes and the end are those of a connection without TLS. [S2, C8, C9]"""
+    diary: list[Any] = []
+    seen: list[Any] = []
+
+    class Looking(Echo):
+        def after_init(self) -> None:
+            seen.append(self.conn.extra(TLSAttribute.tls_version))
+            seen.append(self.conn.extra(SocketAttribute.remote_address))
+
+    config = Config(port=0, tls=server_context)
+    async with nothing_left():
+        async with listening(Server(Looking, config), diary) as (address,):
+            bundle = AUTHORITY.cert_pem.bytes()
+            async with connect(url_of(address, "wss"), ca_bundle=bundle) as client:
+                await client.write_bin(bytes(60_000))
+                assert await client.receive() == bytes(60_000)
+                local_address = client.local_address
+    assert seen == ["TLSv1.3", local_address]
+    assert diary == [1000]
+
+
+@pytest.mark.usefixtures("logged_quietly")
+@pytest.mark.attack("S03", "S04", "H27")
+@pytest.mark.parametrize("data", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n", bytes(100)])
+async def test_tls_handshake_that_fails_disturbs_nobody(data: bytes, server_context: ssl.SSLContext) -> None:
+    """Garbage, a request in clear, or the end in place of TLS: that connection alone, and quietly. [S6]"""
+    async with nothing_left(), listening(Server(Echo, Config(port=0, tls=server_context))) as (address,):
+        for reset in (False, True):
+            with socket.create_connection(address) as victim:
+                victim.sendall(data)
+                if reset:
+                    victim.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with connect(url_of(address, "wss"), ca_bundle=AUTHORITY.cert_pem.bytes()) as client:
+            await client.write("hello")
+            assert await client.receive() == "hello"
+
+
+@pytest.mark.usefixtures("logged_quietly")
+@pytest.mark.attack("S01")
+async def test_tls_that_is_cut_off_is_no_orderly_end(server_context: ssl.SSLContext) -> None:
+    """The end of the TCP connection without TLS's own goodbye is code 1006. [H9]"""
+    diary: list[Any] = []
+    async with listening(Server(Echo, Config(port=0, tls=server_context)), diary) as (address,):
+        tcp = await anyio.connect_tcp(*address)
+        context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
+        stream = await anyio.streams.tls.TLSStream.wrap(tcp, hostname="localhost", ssl_context=context)
+        await Peer(stream).open()
+        await tcp.aclose()
+    assert diary == [1006]
+
+
+# --- the connection as a server hands it over ---------------------------------------------------------
+
+
+async def test_conn_knows_its_ends() -> None:
+    """Addresses as host and port, an id of its own, its state, and who closed with what. [C8]"""
+    conns: list[Conn] = []
+
+    class Keeping(Echo):
+        def after_init(self) -> None:
+            conns.append(self.conn)
+            assert self.conn.state is State.OPEN
+
+    async with listening(Server(Keeping, LOCAL)) as (address,):
+        for _ in range(2):
+            async with connect(url_of(address)) as client:
+                await client.write("hello")
+                await client.receive()
+                assert conns[-1].remote_address == client.local_address
+                assert conns[-1].local_address == client.remote_address == address
+                assert conns[-1].extra(SocketAttribute.remote_address) == client.local_address
+                assert conns[-1].latency is None
+                assert 0 < await conns[-1].ping() == conns[-1].latency
+                await client.close_with_reason(4000, "enough")
+                await settle()
+                assert conns[-1].remote_address == client.local_address
+                assert conns[-1].local_address == client.remote_address == address
+    assert conns[0].id != conns[1].id
+    for conn in conns:
+        assert conn.is_closed
+        assert conn.state is State.CLOSED
+        assert (conn.close_code, conn.close_reason, conn.closed_by) == (4000, "enough", Role.CLIENT)
+
+
+async def test_conn_takes_writes_from_many_tasks_at_once() -> None:
+    """Frames of any number of writers arrive whole, and each writer's in its order. [C6]"""
+
+    async def write_all(conn: Conn) -> None:
+        async def write(writer: int) -> None:
+            for number in range(20):
+                await conn.write_bin(bytes([writer, number]) * 5_000)
+
+        async with anyio.create_task_group() as tasks:
+            for writer in range(10):
+                tasks.start_soon(write, writer)
+
+    server = Server(FunctionFactory(write_all), LOCAL)
+    async with listening(server) as (address,), connect(url_of(address)) as client:
+        seen = {writer: 0 for writer in range(10)}
+        async for message in client:
+            assert isinstance(message, bytes)
+            writer, number = message[:2]
+            assert message == bytes([writer, number]) * 5_000
+            assert number == seen[writer]
+            seen[writer] += 1
+    assert seen == {writer: 20 for writer in range(10)}
+
+
+async def test_conn_is_an_object_stream() -> None:
+    """``send``, ``receive``, ``send_eof`` and AnyIO's own exceptions work as in any AnyIO program. [C9]"""
+    ends: list[type[BaseException]] = []
+
+    async def talk(conn: Conn) -> None:
+        await conn.send("text")
+        await conn.send(b"binary")
+        await conn.send_eof()
+        with pytest.raises(anyio.ClosedResourceError):
+            await conn.send("more")
+        assert await conn.receive() == "answer"
+        with pytest.raises(anyio.EndOfStream):
+            await conn.receive()
+        ends.append(anyio.EndOfStream)
+
+    server = Server(FunctionFactory(talk), LOCAL)
+    async with listening(server) as (address,), connect(url_of(address)) as client:
+        assert await client.receive() == "text"
+        assert await client.receive() == b"binary"
+        assert not client.is_closed or client.state is State.CLOSE_RECEIVED
+        await settle()
+    assert len(ends) <= 1
+
+
+# --- isolation ----------------------------------------------------------------------------------------
+
+
+class Wild:
+    """A handler that raises what the application says, in the hook that it says."""
+
+    def __init__(self, conn: Conn, app: Any) -> None:
+        self.conn = conn
+        self.app = app
+
+    async def client_message(self, data: str | bytes) -> None:
+        """Raise, or echo."""
+        if data == "raise":
+            await anyio.lowlevel.checkpoint()
+            raise self.app
+        if data == "raise within a group":
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.fail)
+                await anyio.sleep_forever()
+        await self.conn.send(data)
+
+    async def fail(self) -> None:
+        """Raise, in a task of its own."""
+        raise self.app
+
+
+@virtual
+@pytest.mark.attack("T13", "T14")
+@pytest.mark.parametrize("message", [b"raise", b"raise within a group"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("detail"),
+        ConnectionClosed(1000, "of another connection"),
+        ConnectionEnded(1000, "of another connection"),
+        ExceptionGroup("several", [ValueError(), KeyError()]),
+        anyio.ClosedResourceError(),
+        TimeoutError(),
+        StopAsyncIteration(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_handler_that_fails_leaves_others_alone(
+    error: Exception, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own connection gets 1011, the log gets it once, and other connections notice nothing. [S6]"""
+    async with serving(Wild, error) as served:
+        others = [await served.open() for _ in range(3)]
+        victim = await served.open()
+        await victim.send_frame(TEXT, message)
+        await victim.expect_close(1011)
+        await victim.send_close(1011)
+        await victim.expect_end()
+        others.append(await served.open())
+        for other in others:
+            await other.send_frame(TEXT, b"hello")
+            await other.expect(TEXT, b"hello")
+            await other.close_handshake()
+    (record,) = take_log(caplog)
+    assert record.exc_info is not None
+
+
+@virtual
+@pytest.mark.attack("T14", "T17")
+@pytest.mark.parametrize("in_group", [False, True])
+@pytest.mark.parametrize("how", ["peer", "server", "lost"])
+async def test_handler_that_finds_its_own_connection_closed_is_no_failure(how: str, in_group: bool) -> None:
+    """Writing to a peer that has left is everyday life: ``ConnectionClosed`` ends the handler quietly. [S6]"""
+    ended = anyio.Event()
+
+    class Writing(Echo):
+        async def client_message(self, data: Any) -> None:
+            if how == "server":
+                self.conn.close_nowait()
+            else:
+                await ended.wait()
+                await settle()
+            if in_group:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self.conn.write, "one")
+                    tasks.start_soon(self.conn.write, "two")
+            await self.conn.write("three")
+            raise AssertionError
+
+    diary: list[Any] = []
+    async with serving(Writing, diary, Config(close_timeout=3)) as served:
+        peer = await served.open()
+        await peer.send_frame(TEXT, b"go")
+        if how == "peer":
+            await peer.send_close(1000)
+            await anyio.sleep(4)  # the answer has waited for the handler long enough
+        if how == "lost":
+            await peer.stream.aclose()
+            ended.set()
+        else:
+            ended.set()
+            await peer.rest()
+    assert len(diary) == 1
+
+
+@pytest.mark.attack("T14")
+@pytest.mark.parametrize("place", ["init", "after_init", "client_message", "close", "http_handler"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@virtual
+async def test_server_stops_for_what_ends_a_program(kind: type[BaseException], place: str) -> None:
+    """``KeyboardInterrupt`` and ``SystemExit`` come bare out of ``listen``, after peers saw 1001. [S4, S6]"""
+    diary: list[Any] = []
+    error = kind("enough")
+
+    def end(*_: Any) -> Any:
+        raise error
+
+    async def end_later(*_: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    victims: list[Any] = []
+
+    class Ending(Echo):
+        def __init__(self, handshake: Handshake, conn: Conn, app: list[Any]) -> None:
+            super().__init__(conn, app)
+            if handshake.path == "/victim":
+                if place == "init":
+                    end()
+                setattr(self, place, end_later)
+
+        async def after_init(self) -> None: ...
+
+    async def talk() -> None:
+        peer, victim = Peer(listener.connect()), Peer(listener.connect())
+        await peer.open()
+        if place == "http_handler":
+            await victim.send(HEALTH)
+        else:
+            await victim.send(build_request("/victim"))
+        if place in ("client_message", "close"):
+            await victim.receive_head()
+        if place == "client_message":
+            await victim.send_frame(TEXT, b"end")
+            await victim.expect_close(1001)
+            await victim.send_close(1001)
+        if place == "close":
+            await victim.send_close(1000)
+        with Stopwatch(0):
+            await peer.expect_close(1001)
+            await peer.send_close(1001)
+            await peer.expect_end()
+        victims.append(await victim.rest())
+
+    listener = testing.MemoryListener()
+    server = Server(Ending, http_handler=end)
+    async with nothing_left(), no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(talk)
+        with pytest.raises(kind, match="enough") as caught:
+            await server.listen(diary, listeners=[listener])
+        assert caught.value is error
+    assert diary.count(1001) >= 1
+    assert server.addresses == []

@@ -77,7 +77,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     table = config.stash[_table]
     if table.is_started:
         terminalreporter.section("interoperability")
-        terminalreporter.write(table.render())
+        terminalreporter.write_line(table.render().strip("\n"))
     if config.getoption("--write-interop-table"):
         done = "written" if table.is_complete else "NOT written: not every test ran and passed"
         terminalreporter.write_line(f"{DOCUMENT}: {done}")
@@ -87,6 +87,6 @@ def _cell(item: pytest.Item) -> Cell:
     marker = item.get_closest_marker("interop")
     assert marker is not None, f"{item.nodeid} has no interop marker"
     assert isinstance(item, pytest.Function)
-    backend, options = item.callspec.params["anyio_backend"]
-    name = "uvloop" if options.get("use_uvloop") else backend
+    backend: Any = item.callspec.params["anyio_backend"]
+    name = "uvloop" if backend[1].get("use_uvloop") else backend[0]
     return Cell(marker.kwargs["row"], marker.kwargs.get("column"), name)

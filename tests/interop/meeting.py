@@ -201,3 +201,18 @@ def serve_page(request: Request) -> Response:
     if not name:
         return Response(404)
     return Response(200, (HERE / name).read_bytes(), {"Content-Type": f"{kind}; charset=utf-8"})
+
+
+# --- what is said ---
+
+SIZES = (0, 1, 125, 126, 65_535, 65_536, 2**20)  # around the three forms of a length, RFC 6455 §5.2
+
+
+def text_of(size: int) -> str:
+    """Return text of so many bytes, its characters one to four bytes long."""
+    return "aß€😀" * (size // 10) + "x" * (size % 10)
+
+
+def binary_of(size: int) -> bytes:
+    """Return so many bytes, of all values."""
+    return (bytes(range(256)) * (size // 256 + 1))[:size]

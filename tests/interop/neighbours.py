@@ -160,7 +160,8 @@ class DevTools:
         """Have the browser, or the page of a session, do something; return the result."""
         number = next(self._ids)
         command = {"id": number, "method": method, "params": params}
-        await self._client.write(json.dumps(command | ({"sessionId": session} if session else {})))
+        command |= {"sessionId": session} if session else {}
+        await self._client.write(json.dumps(command, ensure_ascii=False))
         with anyio.fail_after(PATIENCE):
             while (message := await self._receive()).get("id") != number:
                 self._events.append(message)

@@ -56,24 +56,23 @@ class Table:
         return self.is_started and all(self._outcomes.values())
 
     def render(self) -> str:
-        """Write the table, and the list below it, in Markdown."""
-        cells = list(self._outcomes)
+        """Write what has run as a table with a list below it, in Markdown."""
+        cells = [cell for cell, outcome in self._outcomes.items() if outcome is not None]
         columns = _unique(cell.column for cell in cells if cell.column)
         rows = _unique(cell.row for cell in cells if cell.column)
         further = _unique(cell.row for cell in cells if not cell.column)
-        lines = _lines(
-            ["Exchange", *columns], [[row, *(self._show(row, column) for column in columns)] for row in rows]
+        table = [[row, *(self._show(row, column) for column in columns)] for row in rows]
+        listed = [[row, self._show(row, None)] for row in further]
+        return "\n".join(
+            [*_lines(["Exchange", *columns], table), "", *_lines(["Further", "Outcome"], listed)]
         )
-        if further:
-            lines += ["", *_lines(["Further", "Outcome"], [[row, self._show(row, None)] for row in further])]
-        return "\n".join([*lines, ""])
 
     def render_document(self, versions: Iterable[str]) -> str:
         """Write the whole file: what it is, the table, and the versions of everything that took part."""
         backends = ", ".join(_unique(cell.backend for cell in self._outcomes))
         ours = [f"Python {platform.python_version()}", *map(_version, ("anyio", "trio", "uvloop"))]
         head = HEAD.format(backends=backends)
-        return "\n".join([head, self.render(), f"Versions: {', '.join([*versions, *ours])}.", ""])
+        return "\n".join([head, self.render(), "", f"Versions: {', '.join([*versions, *ours])}.", ""])
 
     def _show(self, row: str, column: str | None) -> str:
         outcomes = {cell.backend: out for cell, out in self._outcomes.items() if cell[:2] == (row, column)}
@@ -97,6 +96,8 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def _lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return []
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return [

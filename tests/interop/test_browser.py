@@ -6,36 +6,37 @@ import contextlib
 import json
 import math
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
 
-from anyio_ws import Config, Conn, Opcode, Server, serve
+from anyio_ws import Config, Conn, Opcode, Server, State, serve
 
-from .meeting import listening, serve_page
-from .neighbours import CHROMIUM, PATIENCE, ROOT, Page
+from .meeting import SIZES, listening, serve_page, text_of
+from .neighbours import CHROMIUM, PATIENCE, ROOT, DevTools, Page
 from .program import HOST
 
 
-@pytest.mark.interop(row="Chromium's DevTools server: fragments, ping, JSON of 1 MiB, close")
+@pytest.mark.interop(row="Chromium's DevTools server: text of 0 B to 1 MiB, fragments, ping, close")
 async def test_devtools_server_understands_our_client() -> None:
     """The browser's own WebSocket server takes what our client sends, and our client its answers."""
     async with CHROMIUM.running(), CHROMIUM.devtools_client() as client:
-        command = json.dumps({"id": 1, "method": "Browser.getVersion"}).encode()
+        command = json.dumps({"id": 0, "method": "Browser.getVersion"}).encode()
         await client.write_frame(Opcode.TEXT, command[:9], fin=False)
         assert await client.ping() > 0
         await client.write_frame(Opcode.CONTINUATION, command[9:])
         assert json.loads(await client.receive())["result"]["product"] == CHROMIUM.version
-        unknown = "é" * 2**19
-        await client.write(json.dumps({"id": 2, "method": unknown}, ensure_ascii=False))
-        assert unknown in json.loads(await client.receive())["error"]["message"]
+        async with CHROMIUM.page(DevTools(client), "about:blank") as page:
+            for size in SIZES:
+                text = text_of(size)
+                assert await page.evaluate(json.dumps(text, ensure_ascii=False)) == text
         await client.close(1000, "enough")
-        assert (client.close_code, client.state.name) == (1000, "CLOSED")
+        assert (client.close_code, client.state) == (1000, State.CLOSED)
 
 
 @pytest.mark.parametrize(
@@ -72,16 +73,10 @@ async def test_closed_tab_is_going_away() -> None:
         await conn.wait_gone()
 
     with arrive, arrivals:
-        async with (
-            listening(partial(serve, handler, Config(port=0), http_handler=serve_page)) as port,
-            CHROMIUM.open(f"http://{HOST}:{port}/") as ask,
-        ):
-            await ask("connect", url=f"ws://{HOST}:{port}/", subprotocols=[], ca=None)
-            conn = await arrivals.receive()
-            async with CHROMIUM.devtools() as devtools:
-                targets = (await devtools.call("Target.getTargets"))["targetInfos"]
-                (target,) = (each for each in targets if str(port) in each["url"])
-                await devtools.call("Target.closeTarget", targetId=target["targetId"])
+        async with listening(partial(serve, handler, Config(port=0), http_handler=serve_page)) as port:
+            async with CHROMIUM.open(f"http://{HOST}:{port}/") as ask:
+                await ask("connect", url=f"ws://{HOST}:{port}/", subprotocols=[], ca=None)
+                conn = await arrivals.receive()
             await conn.wait_gone()
     assert conn.close_code == 1001
 
@@ -126,17 +121,18 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def demo(backend: str) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
+async def demo(backend: str) -> AsyncIterator[tuple[Process, str]]:
     """Run ``python -m anyio_ws demo`` on a free port, and find the address of its page."""
     command = [sys.executable, "-m", "anyio_ws", "demo", "--port", "0", "--backend", backend]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    async with await anyio.open_process(command, cwd=ROOT, stderr=None) as process:
         try:
             assert process.stdout is not None
             with anyio.fail_after(PATIENCE):
-                line = await anyio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
-            yield process, line.split()[-1]
+                line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 200)
+            yield process, line.decode().split()[-1]
         finally:
-            process.kill()
+            if process.returncode is None:
+                process.kill()
 
 
 @pytest.mark.interop(row="Chromium: two tabs talk on the page of python -m anyio_ws demo")
@@ -163,4 +159,4 @@ async def test_tabs_talk_on_the_page_of_the_demo(anyio_backend_name: str) -> Non
         process.send_signal(signal.SIGINT)
         await one.reads("closed", "1001")
         await two.reads("closed", "1001")
-        assert await anyio.to_thread.run_sync(process.wait) == 0
+        assert await process.wait() == 0

@@ -15,7 +15,7 @@ import pytest
 
 from anyio_ws import Opcode
 
-from .meeting import Certificates, Meeting, TheirClient, TheirServer
+from .meeting import SIZES, Certificates, Meeting, TheirClient, TheirServer, binary_of, text_of
 from .neighbours import (
     CHROMIUM,
     CLOSE_WITHOUT_CODE,
@@ -26,22 +26,11 @@ from .neighbours import (
 )
 from .program import digest
 
-SIZES = (0, 1, 125, 126, 65_535, 65_536, 2**20)  # around the three forms of a length, RFC 6455 §5.2
 CODE, REASON = 4321, "enough — genug — достаточно"
 NO_REASON = 1005, ""  # what is reported for a Close without code, RFC 6455 §7.1.5
 
 
 # --- the exchanges --------------------------------------------------------------------------------------
-
-
-def text_of(size: int) -> str:
-    """Return text of so many bytes, its characters one to four bytes long."""
-    return "aß€😀" * (size // 10) + "x" * (size % 10)
-
-
-def binary_of(size: int) -> bytes:
-    """Return so many bytes, of all values."""
-    return (bytes(range(256)) * (size // 256 + 1))[:size]
 
 
 async def echo(meeting: Meeting, messages: Sequence[str | bytes], *, tls: bool = False) -> None:
