@@ -324,7 +324,7 @@ class Inflater:
 
     def __init__(self, takeover: bool, window_bits: int, backend: Any = zlib) -> None:
         self._takeover = takeover
-        self._window_bits = max(window_bits, 9)  # a larger window than the peer's does no harm
+        self._window_bits = max(window_bits, 9)  # what a peer may use that cannot have 8
         self._backend = backend
         self._decompressor: zlib._Decompress | None = None
 

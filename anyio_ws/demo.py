@@ -36,6 +36,7 @@ import threading
 import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
+from functools import partial
 from importlib import resources
 from urllib.parse import urlencode
 
@@ -331,7 +332,8 @@ async def _talk(client: Client, stdin: int) -> None:
     async with anyio.from_thread.BlockingPortal() as portal:
         # Reading lines blocks and cannot be interrupted. A daemon thread is one that nobody waits for,
         # neither when the server closes the connection nor when the process ends.
-        threading.Thread(target=_read, args=(stdin, portal, client), daemon=True).start()
+        reading = partial(_read, stdin, portal, client)
+        threading.Thread(target=reading, name="input of the demo", daemon=True).start()
         with contextlib.suppress(ConnectionBroken):  # close_code tells
             async for message in client:
                 show(listener.hear(message))

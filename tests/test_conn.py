@@ -33,6 +33,7 @@ from .memory import (
     both_roles,
     connection,
     every_cut,
+    judge,
     on_asyncio,
     settle,
     swept,
@@ -300,7 +301,7 @@ async def test_write_cancelled_while_it_waits_has_sent_nothing(how: str, write: 
 @both_roles
 async def test_writes_that_returned_are_on_the_wire_and_no_others(how: str, role: Role) -> None:
     """However a writer is cancelled, the peer gets whole frames: those whose ``write`` returned."""
-    async for cut in every_cut(how, at_least=10):
+    async for cut in every_cut(how, at_least=8):
         async with connection(role, capacity=30, outbox_size=30) as link:
             written = []
 
@@ -945,3 +946,1371 @@ async def settle_then(link: Link, do: Do) -> None:
     await do(link)
     if link.conn.state is State.CLOSE_SENT:
         await link.peer.send_close(1000)
+
+
+# --- keepalive ------------------------------------------------------------------------------------------
+
+
+async def note_pings(link: Link, times: list[float], *, answer: bool = True) -> None:
+    """Be a peer that notes when it is pinged, and answers."""
+    clock = Stopwatch()
+    while True:
+        frame = await link.peer.frame()
+        assert frame.opcode == PING
+        times.append(clock())
+        if answer:
+            await link.peer.send_frame(PONG, frame.payload)
+
+
+@virtual
+@both_roles
+@pytest.mark.parametrize("timeout", [3, 10, 25])
+async def test_keepalive_pings_at_each_interval(role: Role, timeout: float) -> None:
+    """A Ping goes out every ``ping_interval`` seconds, whatever ``ping_timeout`` is."""
+    async with connection(role, ping_interval=10, ping_timeout=timeout) as link:
+        times: list[float] = []
+        link.beside(partial(note_pings, link, times))
+        await anyio.sleep(45)
+        assert times == [10, 20, 30, 40]
+        assert link.conn.state is State.OPEN
+
+
+@virtual
+async def test_keepalive_can_be_switched_off() -> None:
+    """With ``ping_interval=None`` nothing is sent, and silence is fine."""
+    async with connection(ping_interval=None) as link:
+        await anyio.sleep(1000)
+        assert link.stream.sent == []
+        await link.peer.send_frame(TEXT, b"still here")
+        assert await link.conn.receive() == "still here"
+
+
+@virtual
+@both_roles
+@pytest.mark.attack("R09")
+@pytest.mark.parametrize("interval", [5, 10, 30])
+async def test_keepalive_aborts_a_silent_peer_in_time(role: Role, interval: float) -> None:
+    """Without a word from the peer ``ping_timeout`` seconds after a Ping the connection is broken: 1006."""
+    async with connection(role, ping_interval=interval, ping_timeout=10) as link:
+        link.listen()
+        clock = Stopwatch()
+        with pytest.raises(ConnectionBroken) as caught:
+            await link.conn.receive()
+        assert clock() == interval + 10
+        assert caught.value.code == 1006
+        assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+@virtual
+@pytest.mark.attack("R09")
+@pytest.mark.parametrize("timeout", [5, 10, 20])
+async def test_keepalive_notices_within_interval_and_timeout_that_a_peer_has_gone_silent(
+    timeout: float,
+) -> None:
+    """A peer that dies right after its last Pong is noticed after interval + timeout seconds at most."""
+    async with connection(ping_interval=10, ping_timeout=timeout) as link:
+        frame = await link.peer.frame()
+        await link.peer.send_frame(PONG, frame.payload)
+        clock = Stopwatch()
+        link.listen()
+        with pytest.raises(ConnectionBroken):
+            await link.conn.receive()
+        assert clock() <= 10 + timeout
+
+
+@virtual
+@pytest.mark.attack("R09", "R01")
+async def test_keepalive_aborts_a_peer_that_reads_nothing_while_the_outbox_is_full() -> None:
+    """A stuck write does not hold up keepalive: the deadline is no part of the writing."""
+    async with connection(
+        capacity=50, outbox_size=50, ping_interval=10, ping_timeout=5, write_timeout=1000
+    ) as link:
+        clock = Stopwatch()
+        await link.fill_outbox()
+        with pytest.raises(ConnectionBroken) as caught:
+            await link.conn.write("this waits")
+        assert clock() == 15
+        assert caught.value.code == 1006
+
+
+@virtual
+@pytest.mark.attack("R09", "R11")
+@pytest.mark.parametrize("heard", ["a pong", "a message", "one byte"])
+async def test_keepalive_is_content_with_anything_that_is_heard(heard: str) -> None:
+    """Whoever sends anything is alive, even if it is not the Pong; a stalled frame is not for ever."""
+    async with connection(ping_interval=10, ping_timeout=5) as link:
+        link.listen()
+        pong = link.peer.build(PONG, b"of another ping")
+        data = {"a pong": pong, "a message": link.peer.build(TEXT, b"hello"), "one byte": pong[:1]}[heard]
+        await anyio.sleep(14)
+        await link.peer.send(data)
+        await anyio.sleep(10)
+        assert link.conn.state is State.OPEN
+        await anyio.sleep(2)
+        assert link.conn.state is State.CLOSED
+
+
+@virtual
+@pytest.mark.attack("R09")
+@pytest.mark.parametrize("busy", [14.0, 15.0, 16.0, 40.0])
+async def test_keepalive_does_not_take_our_own_slowness_for_a_silent_peer(busy: float) -> None:
+    """While a full inbox stops the reading the peer's Pong cannot be heard; that is not its fault."""
+    async with connection(most=42, inbox_size=100, ping_interval=10, ping_timeout=5) as link:
+        times: list[float] = []
+        link.beside(partial(note_pings, link, times))
+        await link.peer.send_frame(BINARY, b"." * 36)
+        await settle()
+        assert not link.transport.reading
+        await anyio.sleep(busy)
+        assert await link.conn.receive() == b"." * 36
+        await anyio.sleep(1)
+        assert link.conn.state is State.OPEN
+        await link.peer.send_frame(TEXT, b"I was here all the time")
+        assert await link.conn.receive() == "I was here all the time"
+
+
+@virtual
+@pytest.mark.attack("R09")
+async def test_keepalive_does_not_disturb_the_answer_to_a_close_that_waits() -> None:
+    """After its Close a peer sends nothing more, Pongs included; while its last message is handled that is
+    no reason to cut the connection."""
+    async with connection(ping_interval=1, ping_timeout=1, close_timeout=60) as link:
+
+        async def hook(message: Message) -> None:
+            await anyio.sleep(30)
+            await link.conn.write("done")
+
+        link.beside(link.conn.dispatch_all, hook)
+        await link.peer.send_frame(TEXT, b"work")
+        await link.peer.send_close(1000)
+        link.listen()
+        await link.conn.wait_gone()
+        data = [message for message in link.judge() if message[0] != PING]
+        assert data == [(TEXT, b"done"), (CLOSE, code(1000))]
+
+
+@virtual
+async def test_keepalive_notes_the_latency_once() -> None:
+    """The Pong of a keepalive Ping tells the latency; the same Pong again tells nothing."""
+    async with connection(ping_interval=10, ping_timeout=10) as link:
+        frame = await link.peer.frame()
+        await anyio.sleep(0.5)
+        await link.peer.send_frame(PONG, frame.payload)
+        await settle()
+        assert link.conn.latency == pytest.approx(0.5)
+        await anyio.sleep(2)
+        await link.peer.send_frame(PONG, frame.payload)
+        await settle()
+        assert link.conn.latency == pytest.approx(0.5)
+
+
+# --- closing: our Close ---------------------------------------------------------------------------------
+
+CLOSES: dict[str, tuple[Do, tuple[int, str]]] = {
+    "close": (lambda link: link.conn.close(), (1000, "")),
+    "close with code and reason": (lambda link: link.conn.close(4000, "grüße"), (4000, "grüße")),
+    "close_with_code": (lambda link: link.conn.close_with_code(1001), (1001, "")),
+    "close_with_reason": (lambda link: link.conn.close_with_reason(3000, "b" * 123), (3000, "b" * 123)),
+    "close_nowait": (lambda link: run(partial(link.conn.close_nowait, 1011, "oh")), (1011, "oh")),
+    "aclose": (lambda link: link.conn.aclose(), (1000, "")),
+    "send_eof": (lambda link: link.conn.send_eof(), (1000, "")),
+    "go_away": (lambda link: run(partial(link.conn.go_away, 1001, "bye")), (1001, "bye")),
+    "write_frame": (lambda link: link.conn.write_frame(Opcode.CLOSE, code(4001, "x")), (4001, "x")),
+}
+
+
+@both_roles
+@pytest.mark.parametrize(("close", "said"), CLOSES.values(), ids=CLOSES)
+async def test_close_sends_its_close_and_ends_when_the_peer_answers(
+    role: Role, close: Do, said: tuple[int, str]
+) -> None:
+    """Every way to close sends one Close, and after the peer's answer the connection is gone; the
+    server ends the stream first, the client waits for that (RFC 6455 §7.1.1)."""
+    async with connection(role) as link:
+        link.beside(close, link)
+        await link.peer.expect_close(*said)
+        assert link.conn.state is State.CLOSE_SENT
+        assert link.conn.is_closed
+        assert link.conn.close_code is None
+        await link.peer.send_frame(CLOSE, code(*said))
+        await settle()
+        assert link.conn.state is State.CLOSED
+        assert link.transport.ended is (role is Role.SERVER)
+        if role is Role.SERVER:
+            await link.peer.expect_end()
+        else:
+            await link.wire.aclose()
+        await link.conn.wait_gone()
+        assert (link.conn.close_code, link.conn.close_reason, link.conn.closed_by) == (*said, role)
+
+
+async def test_close_returns_when_the_connection_is_gone() -> None:
+    """``close`` waits for the end, and a second one finds it and returns at once."""
+    async with connection(Role.CLIENT) as link:
+        done: list[str] = []
+
+        async def close() -> None:
+            await link.conn.close()
+            done.append("closed")
+
+        link.beside(close)
+        await link.peer.expect_close(1000)
+        await link.peer.send_close(1000)
+        await settle()
+        assert done == []
+        await link.wire.aclose()
+        await settle()
+        assert done == ["closed"]
+        assert await steps_of(link.conn.close()) <= 1
+
+
+async def test_close_code_is_the_one_the_peer_answers_with() -> None:
+    """§7.1.5: the code is that of the Close that was received, whatever ours was."""
+    async with connection() as link:
+        link.conn.close_nowait(1000)
+        await link.peer.send_frame(CLOSE, code(4000, "why"))
+        await link.conn.wait_gone()
+        assert (link.conn.close_code, link.conn.close_reason) == (4000, "why")
+        assert link.conn.closed_by is Role.SERVER
+
+
+@virtual
+@both_roles
+@pytest.mark.parametrize("reads", [True, False])
+async def test_close_gives_up_on_a_peer_that_does_not_answer_exactly_in_time(role: Role, reads: bool) -> None:
+    """After ``close_timeout`` seconds the connection is aborted, full outbox or not: 1006."""
+    async with connection(role, capacity=50, outbox_size=50, close_timeout=3) as link:
+        if reads:
+            link.listen()
+        else:
+            await link.fill_outbox()
+        clock = Stopwatch()
+        await link.conn.close(4000)
+        assert clock() == 3
+        assert link.conn.close_code == 1006
+        assert isinstance(link.conn._cause, TimeoutError)
+
+
+@virtual
+async def test_close_of_a_client_gives_up_on_a_server_that_keeps_the_stream_open() -> None:
+    """A server that answers the Close and does not close the stream is left after ``close_timeout``."""
+    async with connection(Role.CLIENT, close_timeout=3) as link:
+        clock = Stopwatch()
+        link.beside(link.peer.send_close, 1000)
+        await link.conn.close()
+        assert clock() == 3
+        assert link.conn.close_code == 1000
+
+
+@pytest.mark.attack("T10")
+@both_roles
+async def test_close_from_many_tasks_sends_one_close(role: Role) -> None:
+    """Whoever closes first decides; all others only wait for the end, which comes once."""
+    async with connection(role) as link:
+        done: list[int] = []
+
+        async def close(number: int) -> None:
+            await link.conn.close(4000 + number)
+            done.append(number)
+
+        for number in range(5):
+            link.beside(close, number)
+        await settle()
+        link.conn.close_nowait(4999)
+        await link.conn.send_eof()
+        frame = await link.peer.frame()
+        await link.peer.send_frame(CLOSE, frame.payload)
+        await link.wire.send_eof()
+        assert await link.peer.rest() == b""
+        await settle()
+        assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+@both_roles
+async def test_close_discards_messages_from_then_on(role: Role) -> None:
+    """What waited to be received, and what still comes, is not given to anybody."""
+    async with connection(role) as link:
+        await link.peer.send_frame(TEXT, b"before")
+        await settle()
+        link.conn.close_nowait()
+        await link.peer.send_frame(TEXT, b"after")
+        with pytest.raises(ConnectionShut):
+            await link.conn.receive()
+        assert [message async for message in link.conn] == []
+        await link.peer.send_close(1000)
+        await settle()
+        assert link.conn.state is State.CLOSED
+
+
+@pytest.mark.attack("R03")
+async def test_close_reads_on_although_the_inbox_was_full() -> None:
+    """The peer's answer may be behind messages that nobody received; they do not block the close."""
+    async with connection(most=42, inbox_size=100) as link:
+        for _ in range(10):
+            await link.peer.send_frame(BINARY, b"." * 36)
+        await link.peer.send_close(1000)
+        await settle()
+        assert not link.transport.reading
+        await link.conn.close()
+        assert link.conn.close_code == 1000
+
+
+async def test_send_eof_lets_the_peer_finish() -> None:
+    """After ``send_eof`` nothing can be sent, and what the peer still sends is received."""
+    async with connection() as link:
+        await link.conn.send_eof()
+        await link.conn.send_eof()
+        with pytest.raises(ConnectionShut):
+            await link.conn.send("more")
+        await link.peer.send_frame(TEXT, b"last words")
+        await link.peer.send_close(1000)
+        assert await link.conn.receive() == "last words"
+        with pytest.raises(ConnectionEnded):
+            await link.conn.receive()
+        await link.peer.expect_close(1000)
+        await link.peer.expect_end()
+
+
+@pytest.mark.attack("R03")
+async def test_send_eof_reads_on_although_the_inbox_was_full() -> None:
+    """Our Close resumes the reading, and a bounded inbox still loses nothing."""
+    async with connection(most=42, inbox_size=100) as link:
+        for number in range(10):
+            await link.peer.send_frame(BINARY, b"%36d" % number)
+        await link.peer.send_close(1000)
+        await settle()
+        await link.conn.send_eof()
+        assert [int(data) async for data in link.conn] == list(range(10))
+
+
+async def test_async_with_closes_in_order() -> None:
+    """``async with conn`` closes at the end of the block, as with every AnyIO resource."""
+    async with connection() as link:
+        link.beside(link.peer.send_close, 1000)
+        async with link.conn as conn:
+            assert conn is link.conn
+        assert link.conn.close_code == 1000
+        await link.peer.expect_close(1000)
+
+
+@pytest.mark.attack("T04")
+@swept
+@both_roles
+async def test_close_cancelled_anywhere_closes_all_the_same(how: str, role: Role) -> None:
+    """Cancelling ``close`` ends the waiting and not the closing."""
+    async for cut in every_cut(how, at_least=1):
+        async with connection(role, capacity=20) as link:
+            await link.conn.write("a message of more than twenty bytes")
+            link.beside(answer_close, link)
+            await cut(link.conn.close(4000))
+            await link.conn.wait_gone()
+            assert link.judge()[1:] == [(CLOSE, code(4000))]
+            assert link.conn.close_code == 4000
+
+
+async def answer_close(link: Link) -> None:
+    """Be a peer that reads everything, answers a Close, and then ends the stream."""
+    while not link.peer.received.endswith(code(4000)[-1:]) or link.conn.state is not State.CLOSE_SENT:
+        link.peer.received += await link.wire.receive()
+        if link.conn.state is State.CLOSE_SENT and not link.transport.buffered:
+            break
+    await link.peer.send_close(4000)
+    await link.wire.send_eof()
+
+
+@virtual
+@pytest.mark.attack("T04")
+async def test_close_cancelled_is_still_bounded() -> None:
+    """A cancelled ``close`` leaves no connection to a peer that never answers."""
+    async with connection(close_timeout=3) as link:
+        clock = Stopwatch()
+        with anyio.move_on_after(1):
+            await link.conn.close()
+        assert clock() == 1
+        await link.conn.wait_gone()
+        assert clock() == 3
+
+
+@virtual
+@pytest.mark.attack("T04")
+async def test_aclose_cancelled_aborts() -> None:
+    """AnyIO: "If aclose() is cancelled, the resource is closed forcefully": at once, without a peer."""
+    async with connection(close_timeout=3) as link:
+        clock = Stopwatch()
+        with anyio.move_on_after(1):
+            await link.conn.aclose()
+        await link.conn.wait_gone()
+        assert clock() == 1
+        assert link.conn.close_code == 1006
+
+
+async def test_aclose_in_a_cancelled_scope_aborts_at_once() -> None:
+    """``anyio.aclose_forcefully`` works as it does everywhere."""
+    async with connection() as link:
+        await anyio.aclose_forcefully(link.conn)
+        await link.conn.wait_gone()
+        assert link.conn.close_code == 1006
+        with pytest.raises(ConnectionShut):
+            await link.conn.write("too late")
+
+
+async def test_aclose_twice_is_harmless() -> None:
+    """A resource may be closed again."""
+    async with connection() as link:
+        link.beside(link.peer.send_close, 1000)
+        await link.conn.aclose()
+        await link.conn.aclose()
+
+
+@both_roles
+async def test_aclose_during_the_opening_handshake_cuts_the_connection(role: Role) -> None:
+    """Where no Close can be sent yet the stream is closed, and the call returns when it is."""
+    async with connection(role, is_open=False) as link:
+        await link.conn.aclose()
+        assert link.transport.ended
+        assert link.stream.sent == []
+
+
+# --- closing: the peer's Close --------------------------------------------------------------------------
+
+
+@both_roles
+@pytest.mark.attack("F26")
+@pytest.mark.parametrize(
+    ("payload", "number", "reason"),
+    [(b"", 1005, ""), (code(1000), 1000, ""), (code(4999, "grüße"), 4999, "grüße")],
+)
+async def test_close_of_the_peer_is_answered_with_its_code(
+    role: Role, payload: bytes, number: int, reason: str
+) -> None:
+    """An idle connection answers at once, nobody needs to receive: the code comes back, none for none."""
+    async with connection(role) as link:
+        await link.peer.send_frame(CLOSE, payload)
+        frame = await link.peer.frame()
+        assert (frame.opcode, frame.payload) == (CLOSE, payload[:2])
+        await link.wire.send_eof()
+        await link.conn.wait_gone()
+        assert (link.conn.close_code, link.conn.close_reason) == (number, reason)
+        assert link.conn.closed_by is not role
+        assert link.conn.closed_by is not None
+
+
+@pytest.mark.attack("F25")
+async def test_frames_behind_the_close_of_the_peer_are_discarded() -> None:
+    """After a Close nothing counts: no message, no Ping, no second Close."""
+    async with connection() as link:
+        build = link.peer.build
+        await link.peer.send(
+            build(TEXT, b"before")
+            + build(CLOSE, code(1000))
+            + build(TEXT, b"after")
+            + build(PING, b"?")
+            + build(CLOSE, code(4000))
+        )
+        assert [message async for message in link.conn] == ["before"]
+        await link.peer.expect_close(1000)
+        await link.peer.expect_end()
+        assert link.conn.close_code == 1000
+
+
+@pytest.mark.attack("T12")
+@both_roles
+async def test_messages_and_close_in_one_read_are_all_delivered_and_can_be_echoed(role: Role) -> None:
+    """The Close waits for the messages before it: each is received, each echo goes out before our Close."""
+    for size in range(1, 12):  # the scheduler of Trio shuffles; all orders are fine
+        async with connection(role) as link:
+            build = link.peer.build
+            messages = [b"%d" % number for number in range(size)]
+            await link.peer.send(b"".join(build(TEXT, data) for data in messages) + build(CLOSE, code(1000)))
+            link.listen()
+            async for message in link.conn:
+                await link.conn.send(message)
+                await anyio.lowlevel.checkpoint()
+            await link.wire.send_eof()
+            await link.conn.wait_gone()
+            assert link.judge() == [*((TEXT, data) for data in messages), (CLOSE, code(1000))]
+
+
+@pytest.mark.attack("T12")
+async def test_close_of_the_peer_is_answered_when_the_hook_is_done() -> None:
+    """While a hook handles a message the Close behind it waits; what the hook writes is sent."""
+    async with connection() as link:
+        go_on = anyio.Event()
+
+        async def hook(message: Message) -> None:
+            await go_on.wait()
+            await link.conn.write("done")
+
+        link.beside(link.conn.dispatch_all, hook)
+        await link.peer.send_frame(TEXT, b"work")
+        await settle()
+        await link.peer.send_close(1000)
+        await settle()
+        assert link.conn.state is State.CLOSE_RECEIVED
+        assert not link.conn.is_closed
+        assert link.stream.sent == []
+        go_on.set()
+        await link.peer.expect(TEXT, b"done")
+        await link.peer.expect_close(1000)
+        await link.peer.expect_end()
+
+
+async def test_close_of_the_peer_is_answered_when_an_iteration_is_done_with_its_message() -> None:
+    """The body of an ``async for`` is handling a message, too; its echo is sent before our Close."""
+    async with connection() as link:
+        await link.peer.send_frame(TEXT, b"work")
+        async for message in link.conn:
+            await link.peer.send_close(1000)
+            await settle()
+            await link.conn.send(message)
+        await link.peer.expect(TEXT, b"work")
+        await link.peer.expect_close(1000)
+
+
+@virtual
+@pytest.mark.parametrize("received", [False, True])
+async def test_close_of_the_peer_is_answered_in_time_whatever_the_application_does(received: bool) -> None:
+    """Messages that nobody takes, or a hook that hangs, hold up the answer for ``close_timeout`` seconds;
+    the messages can still be received afterwards."""
+    async with connection(close_timeout=4) as link:
+        clock = Stopwatch()
+        if received:
+            link.beside(link.conn.dispatch_all, lambda message: anyio.sleep_forever())
+        await link.peer.send_frame(TEXT, b"work")
+        await settle()
+        await link.peer.send_close(1000)
+        await link.peer.expect_close(1000)
+        assert clock() == 4
+        await link.peer.expect_end()
+        if not received:
+            assert [message async for message in link.conn] == ["work"]
+
+
+@virtual
+async def test_close_of_the_peer_goes_no_further_when_it_does_not_read() -> None:
+    """Our answer to a peer that reads nothing is given up after ``close_timeout`` seconds."""
+    async with connection(capacity=50, outbox_size=50, close_timeout=4) as link:
+        await link.fill_outbox()
+        clock = Stopwatch()
+        await link.peer.send_close(1000)
+        await link.conn.wait_gone()
+        assert clock() == 4
+        assert link.conn.close_code == 1000
+
+
+@pytest.mark.attack("T10", "T11")
+@both_roles
+async def test_close_inside_a_hook_is_the_answer_to_a_close_that_waits(role: Role) -> None:
+    """A hook that closes while the peer's Close waits answers it, with its own code, once."""
+    async with connection(role) as link:
+
+        async def hook(message: Message) -> None:
+            await link.peer.send_close(1000)
+            await settle()
+            await link.wire.send_eof()
+            await link.conn.close(4000, "enough")
+
+        link.beside(link.conn.dispatch_all, hook)
+        await link.peer.send_frame(TEXT, b"work")
+        await link.peer.expect_close(4000, "enough")
+        await link.peer.expect_end()
+        assert link.conn.close_code == 1000
+
+
+@pytest.mark.attack("T09")
+async def test_close_on_both_sides_in_any_order_ends_with_one_close_each() -> None:
+    """A client and a server that close at about the same moment both complete, with the same codes."""
+    for delay in range(-8, 9):
+        async with connection(Role.SERVER) as server, connection(Role.CLIENT) as client:
+            sent: dict[Link, bytes] = {server: b"", client: b""}
+
+            async def carry(source: Link, target: Link, sent: dict[Link, bytes]) -> None:
+                """Be the network from one end to the other."""
+                try:
+                    while True:
+                        data = await source.wire.receive()
+                        sent[source] += data
+                        await target.wire.send(data)
+                except anyio.EndOfStream:
+                    await target.wire.send_eof()
+
+            async def close(link: Link, ticks: int) -> None:
+                for _ in range(ticks):
+                    await anyio.lowlevel.checkpoint()
+                await link.conn.close(4000)
+
+            server.beside(carry, server, client, sent)
+            client.beside(carry, client, server, sent)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(close, server, max(delay, 0))
+                tasks.start_soon(close, client, max(-delay, 0))
+            assert server.conn.close_code == client.conn.close_code == 4000
+            assert judge_of(sent[server], Role.SERVER) == judge_of(sent[client], Role.CLIENT)
+            assert judge_of(sent[server], Role.SERVER) == [(CLOSE, code(4000))]
+
+
+def judge_of(wire: bytes, role: Role) -> list[tuple[int, bytes]]:
+    """Judge what an end with this role has sent."""
+    return judge(wire, masked=role is Role.CLIENT)
+
+
+# --- control frames that are handed over ----------------------------------------------------------------
+
+
+async def test_manual_ping_is_handed_over_and_not_answered() -> None:
+    """Whoever asks for pings answers them, or not; ``receive`` gives messages only."""
+    async with connection(manual=[MessageType.PING]) as link:
+        await link.peer.send_frame(PING, b"1")
+        assert await link.conn.read() == Message(MessageType.PING, b"1")
+        await link.peer.send_frame(PING, b"2")
+        await link.peer.send_frame(TEXT, b"text")
+        assert await link.conn.receive() == "text"
+        assert link.stream.sent == []
+
+
+@pytest.mark.attack("R04")
+async def test_manual_pings_are_bounded_by_the_inbox() -> None:
+    """A flood of pings that are handed over stops the reading like one of messages."""
+    async with connection(most=6, inbox_size=640, manual=[MessageType.PING]) as link:
+        await link.peer.send(link.peer.build(PING) * 1000)
+        await settle()
+        assert link.stream.received == 6 * 10
+
+
+async def test_manual_pong_is_handed_over_and_still_matched() -> None:
+    """``ping`` works for those who ask for pongs, too."""
+    async with connection(manual=[MessageType.PONG]) as link:
+        link.beside(link.conn.ping)
+        frame = await link.peer.frame()
+        await link.peer.send_frame(PONG, frame.payload)
+        assert await link.conn.read() == Message(MessageType.PONG, frame.payload)
+        assert link.conn.latency is not None
+        await link.peer.send_frame(PING, b"?")
+        await link.peer.expect(PONG, b"?")
+
+
+@both_roles
+async def test_manual_close_is_handed_over_and_not_answered(role: Role) -> None:
+    """Whoever asks for the Close may still write, and answer it; nothing is answered for it."""
+    async with connection(role, manual=[MessageType.CLOSE]) as link:
+        await link.peer.send_frame(CLOSE, code(4000, "bye"))
+        message = await link.conn.read()
+        assert message == Message(MessageType.CLOSE, code(4000, "bye"))
+        await link.conn.write("wait")
+        await link.conn.write_frame(Opcode.CLOSE, code(4001))
+        await link.peer.expect(TEXT, b"wait")
+        await link.peer.expect_close(4001)
+        await link.wire.send_eof()
+        await link.peer.expect_end()
+        assert link.conn.close_code == 4000
+
+
+async def test_manual_close_that_is_not_answered_ends_without_one() -> None:
+    """When the application receives on, it has nothing to answer: the stream ends without a Close."""
+    async with connection(manual=[MessageType.CLOSE]) as link:
+        await link.peer.send_frame(CLOSE, code(4000))
+        assert [message async for message in link.conn] == []
+        await link.peer.expect_end()
+        assert link.conn.close_code == 4000
+
+
+@virtual
+async def test_manual_close_that_nobody_receives_ends_in_time() -> None:
+    """An application that looks away for ``close_timeout`` seconds does not keep the connection."""
+    async with connection(close_timeout=4, manual=[MessageType.CLOSE]) as link:
+        clock = Stopwatch()
+        await link.peer.send_close(1000)
+        await link.peer.expect_end()
+        assert clock() == 4
+
+
+# --- violations -----------------------------------------------------------------------------------------
+
+VIOLATIONS: dict[str, tuple[bytes, int]] = {
+    "a reserved opcode": (build_frame(3, key=b"mask"), 1002),
+    "a frame without a mask": (build_frame(TEXT, b"x"), 1002),
+    "text that is not UTF-8": (build_frame(TEXT, b"\xff", key=b"mask"), 1007),
+    "a message that is too long": (build_frame(BINARY, b"." * 1001, key=b"mask"), 1009),
+    "a Close with a bad code": (build_frame(CLOSE, code(1006), key=b"mask"), 1002),
+}
+
+
+@pytest.mark.attack("F27")
+@pytest.mark.parametrize(("data", "number"), VIOLATIONS.values(), ids=VIOLATIONS)
+async def test_violation_is_told_to_the_peer_before_the_stream_ends(data: bytes, number: int) -> None:
+    """An idle connection fails at once: the peer reads a Close that says why, then the end."""
+    async with connection(max_message_size=1000) as link:
+        await link.peer.send(data + link.peer.build(TEXT, b"ignored"))
+        frame = await link.peer.frame()
+        assert (frame.opcode, frame.payload[:2]) == (CLOSE, code(number))
+        assert 0 < len(frame.payload[2:].decode()) <= 123
+        await link.peer.expect_end()
+        await link.wire.aclose()
+        await link.conn.wait_gone()
+        with pytest.raises(ConnectionBroken) as caught:
+            await link.conn.receive()
+        assert caught.value.code == link.conn.close_code == number
+        assert isinstance(caught.value.__cause__, RemoteProtocolError)
+        assert link.conn.closed_by is Role.SERVER
+
+
+@pytest.mark.attack("F27")
+@pytest.mark.parametrize("hook", [True, False])
+async def test_violation_waits_for_the_messages_before_it(hook: bool) -> None:
+    """Good messages in the same read are received, and answered, before the failing Close."""
+    async with connection() as link:
+        good = [b"one", b"two", b"three"]
+        await link.peer.send(b"".join(link.peer.build(TEXT, data) for data in good) + b"\xff\xff")
+        link.listen()
+        if hook:
+            await link.conn.dispatch_all(lambda message: link.conn.send(message.data))
+        else:
+            with pytest.raises(ConnectionBroken):
+                async for message in link.conn:
+                    await link.conn.send(message)
+        await settle()
+        *echoes, (opcode, payload) = link.judge()
+        assert echoes == [(TEXT, data) for data in good]
+        assert (opcode, payload[:2]) == (CLOSE, code(1002))
+
+
+@virtual
+@pytest.mark.attack("F27")
+async def test_violation_is_told_in_time_whatever_the_application_does() -> None:
+    """A hook that hangs holds up the failing Close for ``close_timeout`` seconds."""
+    async with connection(close_timeout=4) as link:
+        clock = Stopwatch()
+        link.beside(link.conn.dispatch_all, lambda message: anyio.sleep_forever())
+        await link.peer.send_frame(TEXT, b"work")
+        await link.peer.send(b"\xff\xff")
+        frame = await link.peer.frame()
+        assert frame.payload[:2] == code(1002)
+        assert clock() == 4
+
+
+@virtual
+@pytest.mark.attack("F27")
+async def test_violation_by_a_peer_that_does_not_close_is_cut_after_two_seconds() -> None:
+    """A peer that reads our Close and does nothing has had its time."""
+    async with connection() as link:
+        await link.peer.send(b"\xff\xff")
+        clock = Stopwatch()
+        await link.peer.frame()
+        await link.conn.wait_gone()
+        assert clock() == LINGER == 2
+
+
+@pytest.mark.attack("F27")
+@pytest.mark.parametrize("busy", [False, True])
+async def test_violation_by_a_peer_that_keeps_sending_is_cut_after_64_kib(busy: bool) -> None:
+    """Behind a violation nothing is read but to let our Close through; not even while a hook is busy."""
+    async with connection(capacity=100_000) as link:
+        go_on = anyio.Event()
+        if busy:
+            link.beside(link.conn.dispatch_all, lambda message: go_on.wait())
+            await link.peer.send_frame(TEXT, b"work")
+            await settle()
+        link.beside(link.peer.send, b"\xff\xff" + b"." * 10_000_000)
+        await settle()
+        assert link.stream.received < 300_000
+        go_on.set()
+        await settle()
+        assert link.transport.ended
+        assert link.stream.received < 300_000
+        frame = await link.peer.frame()
+        assert frame.payload[:2] == code(1002)
+
+
+@virtual
+@pytest.mark.parametrize("close", [lambda conn: conn.close(), lambda conn: conn.aclose()])
+async def test_close_after_a_violation_does_not_wait_for_an_answer(close: Callable[[Conn], Any]) -> None:
+    """A violating peer is not listened to any more, so it cannot answer; it is told what was wrong."""
+    async with connection(close_timeout=60) as link:
+        await link.peer.send(link.peer.build(TEXT, b"good") + b"\xff\xff")
+        await settle()
+        clock = Stopwatch()
+        await close(link.conn)
+        assert clock() == LINGER
+        frame = await link.peer.frame()
+        assert frame.payload[:2] == code(1002)
+
+
+@virtual
+@pytest.mark.parametrize("close", [lambda conn: conn.close_nowait(), lambda conn: conn.send_eof()])
+async def test_violation_after_our_close_ends_the_waiting_for_an_answer(close: Callable[[Conn], Any]) -> None:
+    """Instead of its answer the peer violates the protocol: there is nothing to wait for any more."""
+    async with connection(close_timeout=60) as link:
+        result = close(link.conn)
+        if result is not None:
+            await result
+        await link.peer.send(b"\xff\xff")
+        clock = Stopwatch()
+        await link.conn.wait_gone()
+        assert clock() == LINGER
+        await link.peer.expect_close(1000)
+        await link.peer.expect_end()
+
+
+# --- every way in which a connection ends ---------------------------------------------------------------
+
+
+async def end_by_peer(link: Link) -> None:
+    await link.peer.send_frame(CLOSE, code(4000, "bye"))
+
+
+async def end_by_us(link: Link) -> None:
+    link.conn.close_nowait(4000, "bye")
+
+
+async def end_by_us_answered(link: Link) -> None:
+    link.conn.close_nowait(4000, "bye")
+    await link.peer.send_frame(CLOSE, code(4000, "bye"))
+
+
+async def end_by_send_eof(link: Link) -> None:
+    await link.conn.send_eof()
+    await link.peer.send_frame(CLOSE, code(1000))
+
+
+async def end_by_failing(link: Link) -> None:
+    link.conn.fail(1011, "oh")
+
+
+async def end_without_close(link: Link) -> None:
+    await link.wire.send_eof()
+
+
+async def end_in_a_frame(link: Link) -> None:
+    await link.peer.send(link.peer.build(TEXT, b"half of this")[:-6])
+    await link.wire.aclose()
+
+
+async def end_by_reset(link: Link) -> None:
+    link.stream.faults["receive", link.stream.calls["receive"] + 1] = anyio.BrokenResourceError()
+    await link.peer.send_frame(PONG)
+
+
+async def end_by_an_error_of_writing(link: Link) -> None:
+    link.stream.faults["send", link.stream.calls["send"] + 1] = OSError("no route to host")
+    await link.peer.send_frame(PING)
+
+
+async def end_by_violation(link: Link) -> None:
+    await link.peer.send(b"\xff\xff")
+
+
+async def end_by_keepalive(link: Link) -> None:
+    await anyio.sleep(30)
+
+
+async def end_by_write_timeout(link: Link) -> None:
+    link.stream.stuck.add("send")
+    await link.conn.write("stuck")
+    await anyio.sleep(30)
+
+
+async def end_by_abort(link: Link) -> None:
+    link.conn.abort()
+
+
+async def end_by_abort_with_a_cause(link: Link) -> None:
+    link.conn.abort(ZeroDivisionError())
+
+
+# What ends it; what receiving and sending raise then, the code, the reason, and the cause.
+Ending = tuple[Do, type[ConnectionClosed], type[ConnectionClosed], int, str, "type[Exception] | None"]
+ENDS: dict[str, Ending] = {
+    "the peer's Close": (end_by_peer, ConnectionEnded, ConnectionBroken, 4000, "bye", None),
+    "our Close": (end_by_us, ConnectionShut, ConnectionShut, 4000, "bye", None),
+    "our Close, answered": (end_by_us_answered, ConnectionShut, ConnectionShut, 4000, "bye", None),
+    "send_eof, answered": (end_by_send_eof, ConnectionEnded, ConnectionShut, 1000, "", None),
+    "our failure": (end_by_failing, ConnectionShut, ConnectionShut, 1011, "oh", None),
+    "the end of the stream": (end_without_close, ConnectionBroken, ConnectionBroken, 1006, "", EOFError),
+    "the end inside a frame": (end_in_a_frame, ConnectionBroken, ConnectionBroken, 1006, "", EOFError),
+    "a reset": (end_by_reset, ConnectionBroken, ConnectionBroken, 1006, "", anyio.BrokenResourceError),
+    "an error of writing": (end_by_an_error_of_writing, ConnectionBroken, ConnectionBroken, 1006, "", OSError),
+    "abort": (end_by_abort, ConnectionBroken, ConnectionBroken, 1006, "", None),
+    "abort with a cause": (
+        end_by_abort_with_a_cause,
+        ConnectionBroken,
+        ConnectionBroken,
+        1006,
+        "",
+        ZeroDivisionError,
+    ),
+    "keepalive": (end_by_keepalive, ConnectionBroken, ConnectionBroken, 1006, "", TimeoutError),
+    "the write timeout": (end_by_write_timeout, ConnectionBroken, ConnectionBroken, 1006, "", TimeoutError),
+}
+every_end = pytest.mark.parametrize(
+    ("end", "receiving", "sending", "number", "reason", "cause"), ENDS.values(), ids=ENDS
+)
+TIMES: dict[str, Any] = {"ping_interval": 20, "ping_timeout": 5, "write_timeout": 10}
+SENDS: dict[str, Callable[[Conn], Any]] = {
+    "write": lambda conn: conn.write("x"),
+    "write_bin": lambda conn: conn.write_bin(b"x"),
+    "write_nowait": lambda conn: conn.write_nowait("x"),
+    "write_framed": lambda conn: conn.write_framed(frame_text("x")),
+    "write_frame": lambda conn: conn.write_frame(Opcode.TEXT, b"x"),
+    "write_frame of a Close": lambda conn: conn.write_frame(Opcode.CLOSE, code(1000)),
+    "write_ping": lambda conn: conn.write_ping(),
+    "write_pong": lambda conn: conn.write_pong(),
+    "send": lambda conn: conn.send(b"x"),
+    "ping": lambda conn: conn.ping(),
+}
+
+
+@virtual
+@every_end
+@pytest.mark.attack("T17", "O01", "O02")
+@pytest.mark.parametrize("call", SENDS.values(), ids=SENDS)
+async def test_sending_on_a_connection_that_has_ended_raises_why(
+    call: Callable[[Conn], Any],
+    end: Do,
+    receiving: type[ConnectionClosed],
+    sending: type[ConnectionClosed],
+    number: int,
+    reason: str,
+    cause: type[Exception] | None,
+) -> None:
+    """Every way of writing raises the documented class, with code, reason and cause; never another."""
+    async with connection(**TIMES) as link:
+        await end(link)
+        await settle()
+        assert link.conn.is_closed
+        with pytest.raises(sending) as caught:
+            await call(link.conn)
+        check_error(caught.value, number, reason, cause)
+
+
+def check_error(
+    error: ConnectionClosed, number: int, reason: str, cause: type[Exception] | None
+) -> None:
+    """Check what an error says about the end, and that it is AnyIO's as well."""
+    assert (error.code, error.reason) == (number, reason)
+    assert type(error.__cause__) is (cause or type(None))
+    anyios = {
+        ConnectionEnded: anyio.EndOfStream,
+        ConnectionShut: anyio.ClosedResourceError,
+        ConnectionBroken: anyio.BrokenResourceError,
+    }
+    assert isinstance(error, anyios[type(error)])
+
+
+@virtual
+@every_end
+@pytest.mark.attack("T17", "O01", "O02")
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("how", ["receive", "read", "iteration", "dispatch_all"])
+async def test_receiving_on_a_connection_that_has_ended_raises_why(
+    waits: bool,
+    how: str,
+    end: Do,
+    receiving: type[ConnectionClosed],
+    sending: type[ConnectionClosed],
+    number: int,
+    reason: str,
+    cause: type[Exception] | None,
+) -> None:
+    """Whether the end comes before or while a task receives: it gets the documented class, an iteration
+    ends or raises accordingly, and hooks are simply not called any more."""
+    async with connection(**TIMES) as link:
+        if waits:
+            link.beside(settle_then, link, end)
+        else:
+            await end(link)
+            await settle()
+        if how == "dispatch_all":
+            await link.conn.dispatch_all(lambda message: None)
+        elif how == "iteration" and receiving is not ConnectionBroken:
+            assert [message async for message in link.conn] == []
+        else:
+            call = {"receive": Conn.receive, "read": Conn.read, "iteration": Conn.__anext__}[how]
+            with pytest.raises(receiving) as caught:
+                await call(link.conn)
+            check_error(caught.value, number, reason, cause)
+
+
+@virtual
+@every_end
+async def test_writers_that_wait_are_woken_by_the_end(
+    end: Do,
+    receiving: type[ConnectionClosed],
+    sending: type[ConnectionClosed],
+    number: int,
+    reason: str,
+    cause: type[Exception] | None,
+) -> None:
+    """All tasks that wait for room get the error as soon as nothing can be written any more."""
+    async with connection(capacity=50, outbox_size=50, **TIMES) as link:
+        await link.fill_outbox()
+        errors: list[Any] = []
+
+        async def write() -> None:
+            try:
+                await link.conn.write("waits")
+            except ConnectionClosed as exc:
+                errors.append(exc)
+
+        for _ in range(3):
+            link.beside(write)
+        await settle()
+        if end in (end_by_write_timeout, end_by_an_error_of_writing):
+            await anyio.sleep(10)  # the outbox waits for a send that has begun already
+            number, reason, cause = 1006, "", TimeoutError
+        else:
+            await end(link)
+        await settle()
+        assert link.conn.is_closed
+        assert [type(error) for error in errors] == [sending] * 3
+        for error in errors:
+            check_error(error, number, reason, cause)
+
+
+@virtual
+@every_end
+async def test_messages_that_had_arrived_are_received_after_the_end(
+    end: Do,
+    receiving: type[ConnectionClosed],
+    sending: type[ConnectionClosed],
+    number: int,
+    reason: str,
+    cause: type[Exception] | None,
+) -> None:
+    """Complete messages outlive the connection, unless it was this side that closed it; half a message
+    is never delivered."""
+    async with connection(**TIMES) as link:
+        await link.peer.send_frame(TEXT, b"one")
+        await link.peer.send_frame(TEXT, b"two")
+        await settle()
+        await end(link)
+        await settle()
+        if not (end is end_by_us or end is end_by_us_answered):
+            assert await link.conn.receive() == "one"
+            assert await link.conn.receive() == "two"
+        with pytest.raises(receiving):
+            await link.conn.receive()
+
+
+@every_end
+@virtual
+async def test_state_after_the_end_says_what_happened(
+    end: Do,
+    receiving: type[ConnectionClosed],
+    sending: type[ConnectionClosed],
+    number: int,
+    reason: str,
+    cause: type[Exception] | None,
+) -> None:
+    """Once it is gone a connection is CLOSED, and its code and reason are those of its errors."""
+    async with connection(close_timeout=1, **TIMES) as link:
+        link.listen()
+        await end(link)
+        await link.conn.wait_gone()
+        assert link.conn.state is State.CLOSED
+        assert link.conn.is_closed
+        unanswered = end is end_by_us
+        assert link.conn.close_code == (1006 if unanswered else number)
+        assert link.conn.close_reason == ("" if unanswered else reason)
+        first_close = number != 1006
+        assert (link.conn.closed_by is not None) is first_close
+
+
+@pytest.mark.attack("O04")
+@both_roles
+@pytest.mark.parametrize("error", [OSError("x"), ValueError("x"), anyio.ClosedResourceError()], ids=repr)
+@pytest.mark.parametrize("method", ["receive", "send", "send_eof", "aclose"])
+async def test_stream_that_raises_at_any_call_breaks_its_connection_only(
+    role: Role, error: Exception, method: str
+) -> None:
+    """Whatever the stream raises, at whichever call: tasks end, the loss is told once, and the
+    application sees nothing but ``ConnectionClosed``."""
+    for nth in range(1, 6):
+        async with connection(role, most=10) as link:
+            link.stream.faults[method, nth] = error
+            link.listen()
+            link.beside(echo, link)
+            for number in range(4):
+                await link.peer.send_frame(TEXT, b"%d" % number)
+                await settle()
+            await link.peer.send(b"\xff\xff")
+            await settle()
+            await link.wire.aclose()
+            await link.conn.wait_gone()
+            assert len(link.conn.losses) == 1
+
+
+async def echo(link: Link) -> None:
+    """Echo messages; the end must be a ``ConnectionClosed``, which :meth:`Link.beside` expects."""
+    while True:
+        await link.conn.send(await link.conn.receive())
+
+
+# --- abort, fail, go_away -------------------------------------------------------------------------------
+
+
+@virtual
+@pytest.mark.parametrize("full", [False, True])
+async def test_abort_cuts_the_connection_at_once(full: bool) -> None:
+    """No closing handshake, no waiting, not even for a stream that closes slowly."""
+    async with connection(capacity=50, outbox_size=50) as link:
+        link.stream.stuck.add("aclose")
+        if full:
+            await link.fill_outbox()
+        clock = Stopwatch()
+        link.conn.abort()
+        with pytest.raises(ConnectionBroken):
+            await link.conn.write("too late")
+        await link.conn.wait_gone()
+        assert clock() == 0
+        assert link.conn.close_code == 1006
+
+
+async def test_abort_after_the_end_changes_nothing() -> None:
+    """A connection that has ended in order stays so, whatever is called afterwards."""
+    async with connection() as link:
+        await link.peer.send_close(1000)
+        await link.conn.wait_gone()
+        link.conn.abort(ZeroDivisionError())
+        link.conn.fail(1011)
+        link.conn.go_away(1001, "")
+        link.conn.close_nowait()
+        assert link.conn.close_code == 1000
+        assert link.conn.closed_by is Role.CLIENT
+
+
+async def test_abort_with_a_cause_after_the_end_does_not_become_its_cause() -> None:
+    """What errors say about an orderly end is not changed by a late ``abort``."""
+    async with connection() as link:
+        await link.peer.send_close(1000)
+        await link.conn.wait_gone()
+        link.conn.abort(ZeroDivisionError())
+        with pytest.raises(ConnectionEnded) as caught:
+            await link.conn.receive()
+        assert caught.value.__cause__ is None
+
+
+async def test_go_away_still_hands_over_what_was_received() -> None:
+    """A connection that this end leaves has time for the messages that are there."""
+    async with connection() as link:
+        await link.peer.send_frame(TEXT, b"one")
+        await settle()
+        link.conn.go_away(1001, "restart")
+        link.conn.go_away(1000, "a second time")
+        await link.peer.send_frame(TEXT, b"two")
+        await link.peer.expect_close(1001, "restart")
+        await link.peer.send_close(1001)
+        assert [message async for message in link.conn] == ["one", "two"]
+        await link.peer.expect_end()
+
+
+async def test_fail_says_why_and_drops_what_comes_later() -> None:
+    """*Fail the connection*: a Close with the code, then the end; what was there can still be received."""
+    async with connection() as link:
+        await link.peer.send_frame(TEXT, b"one")
+        await settle()
+        link.conn.fail(1011, "oh")
+        await link.peer.send_frame(TEXT, b"two")
+        await link.peer.expect_close(1011, "oh")
+        await link.peer.expect_end()
+        assert await link.conn.receive() == "one"
+        with pytest.raises(ConnectionClosed):
+            await link.conn.receive()
+        assert link.conn.close_code == 1011
+
+
+# --- hooks ----------------------------------------------------------------------------------------------
+
+
+async def test_dispatch_all_calls_the_hook_in_order_one_at_a_time() -> None:
+    """The next message is given when the hook is done with the last, be it ``def`` or ``async def``."""
+    async with connection() as link:
+        events: list[str] = []
+
+        async def slow(message: Message) -> None:
+            events.append(f"begin {message.data!r}")
+            await anyio.lowlevel.checkpoint()
+            events.append(f"end {message.data!r}")
+
+        def dispatch(message: Message) -> Any:
+            if message.type is MessageType.TEXT:
+                return slow(message)
+            events.append(f"def {message.data!r}")
+            return None
+
+        build = link.peer.build
+        await link.peer.send(build(TEXT, b"1") + build(BINARY, b"2") + build(TEXT, b"3"))
+        await link.peer.send_close(1000)
+        await link.conn.dispatch_all(dispatch)
+        assert events == ["begin '1'", "end '1'", "def b'2'", "begin '3'", "end '3'"]
+
+
+async def test_dispatch_all_raises_what_the_hook_raises() -> None:
+    """An error of the hook goes to whoever runs it; the connection can still be used."""
+    async with connection() as link:
+        await link.peer.send_frame(TEXT, b"one")
+        await link.peer.send_frame(TEXT, b"two")
+        with pytest.raises(ZeroDivisionError):
+            await link.conn.dispatch_all(lambda message: 1 // 0)
+        assert await link.conn.receive() == "two"
+        await link.peer.send_close(1000)
+        await link.peer.expect_close(1000)
+
+
+async def test_dispatch_all_takes_a_closed_connection_of_the_hook_for_an_error() -> None:
+    """A ``ConnectionClosed`` that the hook raises may be about another connection; it is not swallowed."""
+    async with connection() as link:
+
+        def hook(message: Message) -> None:
+            raise ConnectionBroken(1006)
+
+        await link.peer.send_frame(TEXT, b"one")
+        with pytest.raises(ConnectionBroken):
+            await link.conn.dispatch_all(hook)
+
+
+@pytest.mark.attack("T10", "T11")
+async def test_hook_may_receive_write_and_close() -> None:
+    """Inside a hook everything works: the next message can be received, and the connection closed."""
+    async with connection() as link:
+        received: list[Any] = []
+
+        async def hook(message: Message) -> None:
+            received.extend((message.data, await link.conn.receive()))
+            await link.conn.write("enough")
+            link.beside(link.peer.send_close, 4000)
+            await link.conn.close(4000)
+            received.append("closed")
+
+        for data in (b"one", b"two", b"three"):
+            await link.peer.send_frame(TEXT, data)
+        await link.conn.dispatch_all(hook)
+        assert received == ["one", "two", "closed"]
+        await link.peer.expect(TEXT, b"enough")
+        await link.peer.expect_close(4000)
+
+
+@pytest.mark.attack("T02")
+@swept
+async def test_dispatch_all_cancelled_anywhere_gives_each_message_to_one_hook(how: str) -> None:
+    """Whenever the dispatching is cancelled, a message is with a hook or still there, never both."""
+    wanted = [b"%d" % number for number in range(8)]
+    async for cut in every_cut(how, at_least=8):
+        async with connection() as link:
+            given: list[Any] = []
+
+            async def hook(message: Message, given: list[Any]) -> None:
+                given.append(message.data)
+                await anyio.lowlevel.checkpoint()
+
+            async def dispatch(link: Link, given: list[Any]) -> None:
+                await link.conn.dispatch_all(lambda message: hook(message, given))
+
+            for data in wanted:
+                await link.peer.send_frame(BINARY, data)
+            await link.peer.send_close(1000)
+            await cut(dispatch(link, given))
+            await dispatch(link, given)
+            assert given == wanted
+            await link.peer.expect_close(1000)
+
+
+@pytest.mark.attack("T01", "T02", "T04", "T07")
+@swept
+@both_roles
+async def test_conversation_cancelled_anywhere_stays_whole(how: str, role: Role) -> None:
+    """An echo with pings and fragments, through small buffers, cut anywhere and then closed: the wire is
+    whole, each echo was received before, and the connection is gone."""
+    async for cut in every_cut(how, at_least=20):
+        async with connection(role, capacity=40, outbox_size=40, inbox_size=100, most=7) as link:
+            received: list[Any] = []
+
+            async def converse(link: Link, received: list[Any]) -> None:
+                async for data in link.conn:
+                    received.append(data)
+                    await link.conn.write_frame(Opcode.BINARY, data[:1], fin=False)
+                    await link.conn.write_ping(data)
+                    await link.conn.write_frame(Opcode.CONTINUATION, data[1:] * 20)
+
+            async def send_all(link: Link) -> None:
+                for number in range(6):
+                    await link.peer.send_frame(BINARY, b"%d" % number * 3)
+                    await link.peer.send_frame(PING, b"?")
+                await link.peer.send_close(4000)
+
+            link.listen()
+            link.beside(send_all, link)
+            await cut(converse(link, received))
+            link.conn.close_nowait(4000)
+            await link.peer.send_close(4000)
+            await link.wire.send_eof()
+            await link.conn.wait_gone()
+            await settle()
+            frames = parse_frames(bytes(link.peer.received))
+            assert frames[-1].opcode == CLOSE
+            opcodes = [frame.opcode for frame in frames if frame.opcode in (BINARY, CONTINUATION, PING)]
+            whole, rest = divmod(len(opcodes), 3)
+            assert opcodes == [BINARY, PING, CONTINUATION] * whole + [BINARY, PING][:rest]
+            assert len(received) in (whole, whole + 1)
+            assert received == [b"%d" % number * 3 for number in range(len(received))]
+
+
+# --- what it is -----------------------------------------------------------------------------------------
+
+
+async def test_conn_has_an_id_and_a_repr() -> None:
+    """Connections can be told apart, and a log line shows their state."""
+    async with connection() as first, connection() as second:
+        assert first.conn.id != second.conn.id
+        assert repr(first.conn) == f"<WatchedConn {first.conn.id} OPEN>"
+        first.conn.abort()
+        await first.conn.wait_gone()
+        assert repr(first.conn) == f"<WatchedConn {first.conn.id} CLOSED>"
+
+
+async def test_conn_is_closed_only_after_it_was_open() -> None:
+    """During the opening handshake nothing can be written *yet*; that is not closed."""
+    async with connection(is_open=False) as link:
+        assert not link.conn.is_closed
+        link.conn.open(None)
+        assert not link.conn.is_closed
+        link.conn.close_nowait()
+        assert link.conn.is_closed
+
+
+async def test_conn_has_the_addresses_and_attributes_of_its_stream() -> None:
+    """The typed attributes of AnyIO go through, and the addresses have one form."""
+    async with connection() as link:
+        assert (link.conn.remote_address, link.conn.local_address) == ("", "")
+        assert link.conn.extra(SocketAttribute.remote_address, "none") == "none"
+
+        class Addressed:
+            extra_attributes = {  # noqa: RUF012 - an attribute in place of a property
+                SocketAttribute.remote_address: lambda: ("::1", 1, 0, 0),
+                SocketAttribute.local_address: lambda: ("127.0.0.1", 2),
+            }
+
+            def extra(self, attribute: Any, default: Any) -> Any:
+                return self.extra_attributes[attribute]()
+
+        stream, link.transport._stream = link.transport._stream, Addressed()  # type: ignore[assignment]
+        assert (link.conn.remote_address, link.conn.local_address) == (("::1", 1), ("127.0.0.1", 2))
+        assert link.conn.extra(SocketAttribute.remote_address) == ("::1", 1, 0, 0)
+        link.transport._stream = stream
+
+
+async def test_conn_is_an_object_stream() -> None:
+    """Code that is written for any AnyIO object stream works with a connection."""
+    async with connection() as link:
+        stream: anyio.abc.ObjectStream[str | bytes] = link.conn
+        assert isinstance(stream, anyio.abc.ObjectStream)
+        await stream.send("out")
+        await link.peer.expect(TEXT, b"out")
+        await link.peer.send_frame(BINARY, b"in")
+        assert await stream.receive() == b"in"
+        await stream.send_eof()
+        await link.peer.send_close(1000)
+        with pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+        await stream.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.send("more")

@@ -587,6 +587,14 @@ def test_deflater_compresses_with_isal(isal: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.attack("C09")
+def test_deflater_uses_only_run_lengths_in_a_window_of_256_bytes() -> None:
+    """A window that no compressor has is kept within by references to the byte before, and no others."""
+    deflater = Deflater(True, 8, Compression())
+    assert len(deflater.compress(b"a" * 400)) < 20
+    assert len(deflater.compress(b"abcdefgh" * 50)) > 100
+
+
+@pytest.mark.attack("C09")
 def test_deflater_compresses_with_zlib_where_isal_cannot(isal: list[dict[str, Any]]) -> None:
     """A window of 256 bytes takes a strategy that isal does not have."""
     payload = Deflater(False, 8, Compression(backend="isal")).compress(b"Hello" * 100)
@@ -638,6 +646,17 @@ def test_inflater_shares_the_window_between_messages() -> None:
     inflater = Inflater(True, 15)
     assert inflate(inflater, bytes.fromhex("f2 48 cd c9 c9 07 00")) == b"Hello"
     assert inflate(inflater, bytes.fromhex("f2 00 11 00 00")) == b"Hello"
+
+
+@pytest.mark.attack("C09")
+def test_inflater_bears_with_peers_that_cannot_have_256_bytes() -> None:
+    """Where a window of 256 bytes was negotiated, one of 512 is understood as well."""
+    data = random.Random(6).randbytes(400)
+    compressor, inflater = zlib.compressobj(wbits=-10), Inflater(True, 8)
+    for _ in range(2):
+        payload = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        assert inflate(inflater, payload.removesuffix(TAIL)) == data
+    assert len(payload) < 50
 
 
 @pytest.mark.attack("C06")

@@ -629,7 +629,7 @@ async def test_tls_carries_the_same_protocol(server_context: ssl.SSLContext) -> 
 
 @pytest.mark.usefixtures("logged_quietly")
 @pytest.mark.attack("S03", "S04", "H27")
-@pytest.mark.parametrize("data", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n", bytes(100)])
+@pytest.mark.parametrize("data", [b"", b"\x16\x03\x01", HEALTH, bytes(100)], ids=len)
 async def test_tls_handshake_that_fails_disturbs_nobody(data: bytes, server_context: ssl.SSLContext) -> None:
     """Garbage, a request in clear, or the end in place of TLS: that connection alone, and quietly. [S6]"""
     async with nothing_left(), listening(Server(Echo, Config(port=0, tls=server_context))) as (address,):
@@ -896,3 +896,539 @@ async def test_server_stops_for_what_ends_a_program(kind: type[BaseException], p
         assert caught.value is error
     assert diary.count(1001) >= 1
     assert server.addresses == []
+
+
+# --- shutdown -----------------------------------------------------------------------------------------
+
+
+@virtual
+@pytest.mark.attack("O07", "T16")
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_shutdown_says_1001_and_waits_for_the_answers(how: str) -> None:
+    """Peers get a Close and time to answer; when all have, it is over, long before the timeout. [S4]"""
+    diary: list[Any] = []
+    async with serving(Echo, diary) as served:
+        peers = [await served.open() for _ in range(3)]
+        await end(served, how)
+        with anyio.CancelScope(shield=True), Stopwatch(2):
+            for peer in peers:
+                await peer.expect_close(1001)
+            await anyio.sleep(2)
+            for peer in peers:
+                await peer.send_close(1001)
+                await peer.expect_end()
+            await served.server.wait_stopped()
+    assert diary == [1001] * 3
+
+
+async def end(served: Serving, how: str) -> None:
+    """End a server by ``stop()`` or by cancelling it, and let it take notice."""
+    if how == "stop":
+        served.server.stop()
+    else:
+        served.tasks.cancel_scope.cancel()
+    with anyio.CancelScope(shield=True):
+        await settle()
+
+
+@virtual
+@pytest.mark.attack("O07")
+async def test_shutdown_has_the_code_and_reason_that_stop_was_given() -> None:
+    """A restart can be told from an end. [S4]"""
+    async with serving(Echo) as served:
+        peer = await served.open()
+        served.server.stop(1012, "back soon")
+        await peer.expect_close(1012, "back soon")
+        await peer.send_close(1012)
+        await peer.expect_end()
+
+
+@virtual
+async def test_stop_twice_is_like_once() -> None:
+    """The first call decides; later ones, also when all is over, change nothing. [S4]"""
+    async with serving(Echo) as served:
+        peer = await served.open()
+        served.server.stop(4000, "first")
+        served.server.stop(4001, "second")
+        await peer.expect_close(4000, "first")
+        served.server.stop(4002, "third")
+        await peer.send_close(4000)
+        await peer.expect_end()
+        await served.server.wait_stopped()
+        served.server.stop()
+    served.server.stop()
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1005, ""), (1006, ""), (999, ""), (1000, "é" * 62)])
+@virtual
+async def test_stop_refuses_what_cannot_be_sent(code: int, reason: str) -> None:
+    """A wrong code or a long reason is a ``ValueError``, and nothing has happened. [S4]"""
+    async with serving(Echo) as served:
+        peer = await served.open()
+        with pytest.raises(ValueError, match=r"^(code|reason): "):
+            served.server.stop(code, reason)
+        await peer.close_handshake()
+
+
+async def test_stop_works_from_another_thread() -> None:
+    """No event loop is needed to call it. [S4]"""
+    server = Server(Echo, LOCAL)
+    async with listening(server) as (address,), connect(url_of(address)) as client:
+        await anyio.to_thread.run_sync(server.stop, 4000, "from a thread")
+        with pytest.raises(ConnectionEnded, match="from a thread"):
+            await client.receive()
+        await server.wait_stopped()
+
+
+async def test_stop_works_from_a_signal_handler() -> None:
+    """It may be called between any two instructions of the event loop. [S4]"""
+    server = Server(Echo, LOCAL)
+    before = signal.signal(signal.SIGUSR1, lambda *_: server.stop(4000, "from a signal"))
+    try:
+        async with listening(server) as (address,), connect(url_of(address)) as client:
+            signal.raise_signal(signal.SIGUSR1)
+            with pytest.raises(ConnectionEnded, match="from a signal"):
+                await client.receive()
+            await server.wait_stopped()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@virtual
+async def test_stop_from_a_hook_closes_its_own_connection_too() -> None:
+    """A handler may stop the server that it belongs to. [S4]"""
+
+    class Stopping(Echo):
+        async def client_message(self, data: Any) -> None:
+            served.server.stop()
+            await anyio.sleep(1)
+
+    diary: list[Any] = []
+    async with serving(Stopping, diary) as served:
+        peer = await served.open()
+        await peer.send_frame(TEXT, b"stop")
+        await peer.expect_close(1001)
+        await peer.send_close(1001)
+        await peer.expect_end()
+    assert diary == [1001]
+
+
+@virtual
+@pytest.mark.attack("O07", "T16")
+@pytest.mark.parametrize("how", ["stop", "cancel", "stop, then cancel"])
+async def test_shutdown_lets_hooks_finish_unless_it_is_a_cancellation(how: str) -> None:
+    """``stop()`` waits for a hook that is at work; cancelling ``listen`` cancels it at once. [S4]"""
+    diary: list[str] = []
+    start = 0.0
+
+    class Working(Echo):
+        async def client_message(self, data: Any) -> None:
+            try:
+                await anyio.sleep(4)
+            finally:
+                diary.append(f"{data!r} {anyio.current_time() - start:.0f}")
+
+    async with serving(Working, []) as served:
+        peer = await served.open()
+        await peer.send(peer.build(TEXT, b"one") + peer.build(TEXT, b"two"))
+        await settle()
+        start = anyio.current_time()
+        for each in how.split(", then "):
+            await end(served, each)
+        with anyio.CancelScope(shield=True):
+            await peer.expect_close(1001)
+            await peer.expect_end()
+    # Our Close is answered by nobody, so that the connection is cut after close_timeout: within "two".
+    assert diary == (["'one' 4", "'two' 8"] if how == "stop" else ["'one' 0"])
+
+
+@virtual
+@pytest.mark.attack("O07")
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+@pytest.mark.parametrize("stage", ["accepted", "started", "init", "http_handler", "answered"])
+async def test_shutdown_refuses_opening_handshakes_with_503(how: str, stage: str) -> None:
+    """Whoever has no answer yet gets one that says to come again later. [S4]"""
+
+    async def sleep() -> None:
+        await anyio.sleep_forever()
+
+    data = {
+        "accepted": b"",
+        "started": build_request()[:50],
+        "init": build_request(),
+        "http_handler": HEALTH,
+        "answered": build_request(headers={"Host": None}),
+    }
+    handler: Any = sleep
+    async with serving(handler, http_handler=handler) as served:
+        peer = served.connect()
+        await peer.send(data[stage])
+        await settle()
+        with Stopwatch(0):
+            await end(served, how)
+            with anyio.CancelScope(shield=True):
+                assert (await peer.receive_head()).status == (400 if stage == "answered" else 503)
+                await peer.expect_end()
+                await peer.stream.aclose()
+                await served.server.wait_stopped()
+
+
+@virtual
+@pytest.mark.attack("O07")
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_shutdown_finds_a_connection_whatever_it_is_doing(how: str) -> None:
+    """However far a handshake has come in that moment, its peer sees 503 or a Close with 1001. [S4]"""
+    seen: set[str] = set()
+    for rounds in range(40):
+        diary: list[Any] = []
+        async with serving(Echo, diary, Config(shutdown_timeout=5)) as served:
+            peer = served.connect()
+            await peer.send(build_request())
+            for _ in range(rounds):
+                await anyio.lowlevel.checkpoint()
+            if how == "stop":
+                served.server.stop()
+            else:
+                served.tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True), Stopwatch(0):
+                head = await peer.receive_head()
+                if head.status == 101:
+                    await peer.expect_close(1001)
+                    await peer.send_close(1001)
+                await peer.expect_end()
+                await peer.stream.aclose()
+                await served.server.wait_stopped()
+        seen.add(f"{head.status} {diary}")
+    assert seen <= {"503 []", "101 [1001]", "503 [1006]"}
+    assert "101 [1001]" in seen
+    assert "503 []" in seen
+
+
+class Stuck(Echo):
+    """A handler that keeps the server from ending as well as it can."""
+
+    async def after_init(self) -> None:
+        """Write more than the peer takes."""
+        await self.conn.write_bin(bytes(100_000))
+
+    async def client_message(self, data: Any) -> None:
+        """Ignore the first cancellation."""
+        try:
+            await self.conn.write_bin(bytes(100_000))
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            await anyio.sleep_forever()
+        except ConnectionClosed:
+            await anyio.sleep_forever()
+
+
+@virtual
+@pytest.mark.attack("O07", "R01")
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_shutdown_is_bounded_whatever_peers_and_hooks_do(how: str) -> None:
+    """Fifty peers that read nothing and answer nothing are cut when ``shutdown_timeout`` is over. [S4]"""
+    diary: list[Any] = []
+    config = Config(shutdown_timeout=3, close_timeout=60, write_timeout=60, ping_interval=None)
+    with Stopwatch(3):
+        async with nothing_left(), serving(Stuck, diary, config) as served:
+            for number in range(50):
+                peer = served.connect(1_000)
+                await peer.send(build_request()[: 20 if number % 10 == 0 else None])
+                await settle()
+                if number % 2:
+                    await peer.send_frame(TEXT, b"work")
+            await settle()
+            await end(served, how)
+    assert len(diary) == 45
+
+
+@pytest.mark.attack("O07", "R01")
+async def test_shutdown_is_bounded_with_sockets_that_nobody_reads() -> None:
+    """With the kernel's buffers in between it is the same. [S4]"""
+
+    class Flooding(Echo):
+        async def after_init(self) -> None:
+            while True:
+                await self.conn.write_bin(bytes(100_000))
+
+    diary: list[Any] = []
+    config = Config(port=0, shutdown_timeout=0.2, close_timeout=60, write_timeout=60)
+    async with nothing_left():
+        async with listening(server := Server(Flooding, config), diary) as (address,):
+            victims = [socket.create_connection(address) for _ in range(50)]
+            for victim in victims:
+                victim.sendall(build_request())
+            while len(server._listening.links if server._listening else ()) < 50:
+                await anyio.lowlevel.checkpoint()
+            await settle()
+            start = anyio.current_time()
+            server.stop()
+            await server.wait_stopped()
+        assert anyio.current_time() - start < 0.2 + 0.5
+        for victim in victims:
+            victim.close()
+    assert len(diary) == 50
+
+
+@virtual
+@pytest.mark.attack("O07")
+async def test_shutdown_ends_handlers_that_swallow_their_cancellation_once() -> None:
+    """Who ignores a cancellation meets it again at the next point where it waits. [S4]"""
+    diary: list[str] = []
+
+    class Stubborn(Echo):
+        async def client_message(self, data: Any) -> None:
+            for _ in range(3):
+                try:
+                    await anyio.sleep_forever()
+                except anyio.get_cancelled_exc_class():  # noqa: PERF203
+                    diary.append("ignored")
+
+    with Stopwatch(0):
+        async with serving(Stubborn, []) as served:
+            peer = await served.open()
+            await peer.send_frame(TEXT, b"work")
+            await settle()
+            await end(served, "cancel")
+            with anyio.CancelScope(shield=True):
+                await peer.expect_close(1001)
+                await peer.send_close(1001)
+    assert diary == ["ignored"] * 3
+
+
+@virtual
+async def test_shutdown_comes_out_as_a_cancellation() -> None:
+    """``listen`` that was cancelled raises the cancellation when all is closed, and nothing else. [S4]"""
+    listener = testing.MemoryListener()
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(stop_at, scope, 2))
+            await Server(Echo).listen(listeners=[listener])
+    assert scope.cancelled_caught
+
+
+async def stop_at(scope: anyio.CancelScope, seconds: float) -> None:
+    """Cancel a scope after some seconds."""
+    await anyio.sleep(seconds)
+    scope.cancel()
+
+
+# --- accepting ----------------------------------------------------------------------------------------
+
+
+class FailingListener(testing.MemoryListener):
+    """A listener whose ``accept`` raises what it is told to, one after the other, before it accepts."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self.times: list[float] = []
+
+    async def accept(self) -> testing.MemoryStream:
+        """Raise, or accept."""
+        await anyio.lowlevel.checkpoint()
+        self.times.append(anyio.current_time())
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().accept()
+
+
+@virtual
+@pytest.mark.attack("R13")
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_accept_pauses_while_the_system_is_short_of_something(
+    code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server goes on, does not spin, says so once a second at most, and recovers. [S6]"""
+    good, failing = testing.MemoryListener(), FailingListener(*[OSError(code, "too many") for _ in range(50)])
+    server = Server(Echo)
+    async with no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(server.listen, listeners=[good, failing]))
+        await settle()
+        other = Peer(good.connect())
+        await other.open()
+        with Stopwatch(5):
+            peer = Peer(failing.connect())
+            await peer.open()
+        for each in (peer, other):
+            await each.close_handshake()
+        server.stop()
+    pauses = [after - before for before, after in zip(failing.times, failing.times[1:-1], strict=False)]
+    assert min(pauses) == pytest.approx(0.1)
+    records = take_log(caplog, "WARNING")
+    assert 1 <= len(records) <= 6
+    assert "too many" in records[0].getMessage()
+
+
+@virtual
+@pytest.mark.attack("R13", "O05")
+@pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
+async def test_accept_goes_on_at_once_after_a_connection_that_is_gone_already(code: int) -> None:
+    """What happened to one connection is no reason to keep others waiting. [S6]"""
+    failing = FailingListener(*[OSError(code, "gone") for _ in range(5)])
+    server = Server(Echo)
+    async with no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(server.listen, listeners=[failing]))
+        with Stopwatch(0):
+            peer = Peer(failing.connect())
+            await peer.open()
+        await peer.close_handshake()
+        server.stop()
+
+
+@virtual
+@pytest.mark.attack("R13", "T16")
+async def test_accept_that_breaks_for_good_ends_the_server_in_order() -> None:
+    """A listener that is broken cannot be served; peers see 1001, and its error comes out bare. [S4]"""
+    good, failing = testing.MemoryListener(), FailingListener()
+    error = RuntimeError("broken for good")
+    server = Server(Echo)
+
+    async def talk() -> None:
+        peer = Peer(good.connect())
+        await peer.open()
+        failing.errors.append(error)
+        await Peer(failing.connect()).stream.aclose()  # accepted; the next one is not
+        await peer.expect_close(1001)
+        await peer.send_close(1001)
+        await peer.expect_end()
+
+    async with nothing_left(), no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(talk)
+        with pytest.raises(RuntimeError, match="broken for good") as caught:
+            await server.listen(listeners=[good, failing])
+    assert caught.value is error
+    assert server.addresses == []
+
+
+@virtual
+async def test_accept_waits_for_a_place_and_keeps_nothing_when_the_server_stops() -> None:
+    """A connection that was accepted and never got a place is closed like the others. [S4]"""
+    listeners = [testing.MemoryListener(), testing.MemoryListener()]
+    server = Server(Echo, Config(max_conn=1))
+    async with no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(server.listen, listeners=listeners))
+        await settle()  # both listeners wait for a connection
+        first, second = (Peer(listener.connect()) for listener in listeners)
+        await settle()
+        server.stop()
+        for peer in (first, second):
+            await peer.rest()
+
+
+# --- Unix sockets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.attack("O13")
+async def test_unix_socket_that_is_stale_is_replaced(tmp_path: Path) -> None:
+    """A file that a dead server left is no obstacle; at the end there is no file. [S2]"""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    server = Server(Echo, Config(unix_path=path))
+    async with listening(server) as addresses, connect("ws://localhost/", unix_path=path) as client:
+        assert addresses == server.addresses == [str(path)]
+        await client.write("hello")
+        assert await client.receive() == "hello"
+    assert not path.exists()
+
+
+@pytest.mark.attack("O13")
+@pytest.mark.parametrize("backlog", ["free", "full"])
+async def test_unix_socket_that_is_alive_is_refused(
+    backlog: str, tmp_path: Path
+) -> None:
+    """A server that listens there keeps its file, even one too busy to accept; nothing waits for it. [S2]"""
+    path = tmp_path / "socket"
+    socket.setdefaulttimeout(1)
+    try:
+        with socket.socket(socket.AF_UNIX) as live, socket.socket(socket.AF_UNIX) as waiting:
+            live.bind(str(path))
+            live.listen(0)
+            if backlog == "full":
+                waiting.connect(str(path))
+            with pytest.raises(OSError, match="a server is listening there") as caught:
+                await Server(Echo, Config(unix_path=path)).listen()
+            assert caught.value.errno == errno.EADDRINUSE
+            assert path.is_socket()
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+@pytest.mark.attack("O13")
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+async def test_unix_path_of_something_else_is_refused_and_left_alone(kind: str, tmp_path: Path) -> None:
+    """Nothing but a socket is ever removed. [S2]"""
+    path = tmp_path / "precious"
+    (tmp_path / "target").write_text("data")
+    if kind == "file":
+        path.write_text("data")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "target")
+    with pytest.raises(FileExistsError, match="no socket"):
+        await Server(Echo, Config(unix_path=path)).listen()
+    assert path.is_dir() or path.read_text() == "data"
+    assert path.is_symlink() is (kind == "link")
+
+
+@pytest.mark.attack("O13")
+async def test_unix_socket_of_somebody_else_is_left_at_the_end(tmp_path: Path) -> None:
+    """When another server has taken the path meanwhile, its file is not removed. [S2]"""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as other:
+        async with listening(Server(Echo, Config(unix_path=path))):
+            path.unlink()
+            other.bind(str(path))
+        assert path.is_socket()
+
+
+@virtual
+@pytest.mark.attack("O13")
+async def test_unix_path_that_was_not_bound_is_not_removed(tmp_path: Path) -> None:
+    """Listeners that were given are served in place of the configuration, which then names nothing. [S2]"""
+    path = tmp_path / "precious"
+    path.write_text("data")
+    async with serving(Echo, config=Config(unix_path=path)) as served:
+        await (await served.open()).close_handshake()
+    assert path.read_text() == "data"
+
+
+# --- what is left -------------------------------------------------------------------------------------
+
+
+@pytest.mark.attack("R14", "T16")
+async def test_nothing_outlives_listen(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever connections did, there are no more tasks and descriptors than before. [S2]"""
+
+    async def endings(address: tuple[str, int]) -> None:
+        async with tcp_peer(address) as peer:
+            await peer.open()
+            await peer.close_handshake()
+        async with tcp_peer(address) as peer:
+            await peer.open()
+        async with tcp_peer(address) as peer:
+            await peer.send(build_request()[:30])
+        async with tcp_peer(address) as peer:
+            await peer.send(HEALTH)
+            await peer.receive_head()
+        async with tcp_peer(address) as peer:
+            await peer.open()
+            await peer.send_frame(TEXT, b"raise")
+            await peer.expect_close(1011)
+
+    async with nothing_left():
+        server = Server(Wild, LOCAL)
+        async with listening(server, ValueError()) as (address,):
+            await endings(address)
+            async with tcp_peer(address) as idle, tcp_peer(address) as opening:
+                await idle.open()
+                await opening.send(build_request()[:30])
+                await endings(address)
+                server.stop()
+                await idle.expect_close(1001)
+                await idle.send_close(1001)
+                assert (await opening.receive_head()).status == 503
+                await server.wait_stopped()
+    assert len(take_log(caplog)) == 2

@@ -66,7 +66,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     table = session.config.stash[_table]
-    if session.config.getoption("--write-interop-table"):
+    if session.config.getoption("--write-interop-table", default=False):
         if table.is_complete:
             DOCUMENT.write_text(table.render_document(each.version for each in NEIGHBOURS), "utf-8")
         else:
@@ -78,7 +78,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if table.is_started:
         terminalreporter.section("interoperability")
         terminalreporter.write_line(table.render().strip("\n"))
-    if config.getoption("--write-interop-table"):
+    if config.getoption("--write-interop-table", default=False):
         done = "written" if table.is_complete else "NOT written: not every test ran and passed"
         terminalreporter.write_line(f"{DOCUMENT}: {done}")
 

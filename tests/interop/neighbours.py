@@ -54,6 +54,7 @@ class Neighbour(ABC):
         self.version = ""
         self._command = command
         self._process: subprocess.Popen[str] | None = None
+        self._resources = contextlib.ExitStack()
 
     def __str__(self) -> str:
         return self.name
@@ -79,10 +80,8 @@ class Neighbour(ABC):
 
     def end(self) -> None:
         """End the process, if there is one."""
-        if self._process is not None:
-            with self._process:  # closes its pipes
-                self._process.kill()
-            self._process = None
+        self._process = None
+        self._resources.close()
 
     @abstractmethod
     async def _start(self) -> None:
@@ -95,9 +94,12 @@ class Neighbour(ABC):
     def _spawn(self, *more: str, **pipes: Any) -> subprocess.Popen[str]:
         command = [*self._command, *more]
         try:
-            return subprocess.Popen(command, cwd=ROOT, text=True, encoding="utf-8", **pipes)
+            process = subprocess.Popen(command, cwd=ROOT, text=True, encoding="utf-8", **pipes)
         except FileNotFoundError as exc:
             raise AssertionError(self._missing(f"there is no {exc.filename}")) from exc
+        self._process = self._resources.enter_context(process)  # waits for it, and closes its pipes
+        self._resources.callback(process.kill)
+        return process
 
     def _missing(self, symptom: str) -> str:
         return f"{self.name} does not run: {symptom}\ntests/interop/install installs the neighbours."
@@ -106,19 +108,9 @@ class Neighbour(ABC):
 class ProgramNeighbour(Neighbour):
     """A neighbour that is a program with a line protocol."""
 
-    _errors: IO[str]
-
     async def _start(self) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by end()
-        pipe = subprocess.PIPE
-        self._process = self._spawn(stdin=pipe, stdout=pipe, stderr=self._errors)
+        self._spawn(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.version = await self._ask("version")
-
-    def end(self) -> None:
-        """End the process, if there is one, and forget what it wrote about its errors."""
-        if self._process is not None:
-            super().end()
-            self._errors.close()
 
     @contextlib.asynccontextmanager
     async def _open(self, page: str) -> AsyncIterator[Ask]:
@@ -129,18 +121,19 @@ class ProgramNeighbour(Neighbour):
         line = json.dumps({"do": do, **arguments})
         with anyio.fail_after(PATIENCE):
             answer = await anyio.to_thread.run_sync(self._exchange, line, abandon_on_cancel=True)
-        if not answer:
-            self._errors.seek(0)
-            raise AssertionError(self._missing(f"it ended when asked: {line}\n{self._errors.read()}"))
+        assert answer, self._missing(f"when asked {line} it ended; its standard error tells why")
         return json.loads(answer)
 
     def _exchange(self, line: str) -> str:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
+        try:
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
+        except BrokenPipeError:
+            with contextlib.suppress(BrokenPipeError):  # what could not be written is still there
+                self._process.stdin.close()
         return self._process.stdout.readline()
 
 
@@ -233,12 +226,11 @@ class Chromium(Neighbour):
 
     certificate: str
     _address: str  # where it listens for DevTools clients
-    _directory: tempfile.TemporaryDirectory[str]
 
     async def _start(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._process = process = self._spawn(
-            f"--user-data-dir={self._directory.name}",
+        directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        process = self._spawn(
+            f"--user-data-dir={self._resources.enter_context(directory)}",
             f"--ignore-certificate-errors-spki-list={key_hash(self.certificate)}",
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -259,12 +251,6 @@ class Chromium(Neighbour):
             if line.startswith("DevTools listening on "):
                 return line.split()[-1]
         raise AssertionError(self._missing("".join(lines)))
-
-    def end(self) -> None:
-        """End the process, if there is one, and remove its profile."""
-        if self._process is not None:
-            super().end()
-            self._directory.cleanup()
 
     @contextlib.asynccontextmanager
     async def devtools_client(self) -> AsyncIterator[Client]:

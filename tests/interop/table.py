@@ -69,10 +69,12 @@ class Table:
 
     def render_document(self, versions: Iterable[str]) -> str:
         """Write the whole file: what it is, the table, and the versions of everything that took part."""
-        backends = ", ".join(_unique(cell.backend for cell in self._outcomes))
-        ours = [f"Python {platform.python_version()}", *map(_version, ("anyio", "trio", "uvloop"))]
-        head = HEAD.format(backends=backends)
-        return "\n".join([head, self.render(), "", f"Versions: {', '.join([*versions, *ours])}.", ""])
+        backends = _unique(cell.backend for cell in self._outcomes)
+        distributions = ["anyio", *(name for name in backends if name != "asyncio")]
+        ours = [f"Python {platform.python_version()}"]
+        ours += [f"{name} {metadata.version(name)}" for name in distributions]
+        head = HEAD.format(backends=", ".join(backends))
+        return f"{head}\n{self.render()}\n\nVersions: {', '.join([*versions, *ours])}.\n"
 
     def _show(self, row: str, column: str | None) -> str:
         outcomes = {cell.backend: out for cell, out in self._outcomes.items() if cell[:2] == (row, column)}
@@ -85,10 +87,6 @@ class Table:
         if ran == outcomes:
             return "pass"
         return f"pass: {', '.join(ran)}" if ran else "not run"
-
-
-def _version(distribution: str) -> str:
-    return f"{distribution} {metadata.version(distribution)}"
 
 
 def _unique(names: Iterable[str]) -> list[str]:
