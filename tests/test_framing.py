@@ -743,8 +743,9 @@ BORDER_BYTES = sorted({byte for form in UTF8_FORMS for part in form for byte in 
 BORDER_BYTES += [0xC0, 0xC1, 0xF5, 0xFF]
 
 BORDER_CHARACTERS = (
-    "\0\x7f\x80\u07ff\u0800\u0fff\u1000\ucfff\ud000\ud7ff\ue000\ufeff\uffff\U00010000\U0010ffff"
+    "\ufeff\0\x7f\x80\u07ff\u0800\u0fff\u1000\ucfff\ud000\ud7ff\ue000\uffff\U00010000\U0010ffff"
 )
+"""The first and last characters of each form above, after a byte order mark, which is a character too."""
 
 
 def naive_utf8(data: bytes) -> tuple[int | None, bool]:
@@ -1192,12 +1193,12 @@ def test_compressed_message_is_inflated(
 
 def test_plain_message_may_follow_a_compressed_one(receiver: Receiver) -> None:
     """A message without RSV1 is delivered as it is, and its size is judged, whatever came before."""
-    wire = receiver.frame(TEXT, deflate(b"squeezed"), rsv=4)
-    wire += fragmented(receiver, TEXT, [b"pla", b"in"]) + receiver.frame(BINARY, b"whole")
-    wire += receiver.frame(BINARY, length=65537)
-    whole = trace(receiver.reader(inflater=Zlib()), [wire])
-    assert [message.data for message in whole.messages] == ["squeezed", "plain", b"whole"]
-    assert whole.code == 1009
+    compressed = receiver.frame(TEXT, deflate(b"squeezed"), rsv=4)
+    plain = fragmented(receiver, TEXT, [b"pla", b"in"]) + receiver.frame(BINARY, b"whole")
+    result = trace(receiver.reader(inflater=Zlib()), [compressed + plain + compressed + plain])
+    assert [message.data for message in result.messages] == ["squeezed", "plain", b"whole"] * 2
+    result = trace(receiver.reader(inflater=Zlib()), [compressed + receiver.frame(BINARY, length=65537)])
+    assert (len(result.messages), result.code, result.reason) == (1, 1009, TOO_BIG)
 
 
 def test_inflater_is_told_how_much_room_is_left(receiver: Receiver) -> None:

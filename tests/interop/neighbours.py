@@ -242,7 +242,8 @@ class Chromium(Neighbour):
         # Somebody must read what it writes from now on, or it stops at a full pipe.
         threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
         async with self.devtools() as devtools:
-            self.version = (await devtools.call("Browser.getVersion"))["product"]
+            product = (await devtools.call("Browser.getVersion"))["product"]
+            self.version = f"Chromium {product.partition('/')[2]}"
 
     def _read_address(self, stderr: IO[str]) -> str:
         lines = []

@@ -16,8 +16,8 @@ HEAD = """\
 
 Programs of other projects that talk to anyio_ws, in the tests under `tests/interop`. A column is a
 neighbour and the role that it plays; anyio_ws plays the other one. Messages are compared byte for byte
-at both ends. "pass" stands for all of these backends: {backends}. "-" means that the neighbour's
-interface has no way to do this.
+at both ends. "-" means that the neighbour's interface has no way to do this; "pass" stands for all of
+these backends: {backends}.
 
 This file is written by `pytest -m interop tests/interop --write-interop-table`.
 """
