@@ -321,7 +321,9 @@ async def test_eof_is_told_after_the_bytes_before_it_and_does_not_end_the_writin
 
 @pytest.mark.parametrize(("half_close", "await_eof"), ENDINGS)
 @pytest.mark.parametrize("waiting", [b"", b"last words", b"." * 3 * PIECE], ids=["nothing", "little", "much"])
-async def test_finish_sends_what_waits_and_then_ends(half_close: bool, await_eof: bool, waiting: bytes) -> None:
+async def test_finish_sends_what_waits_and_then_ends(
+    half_close: bool, await_eof: bool, waiting: bytes
+) -> None:
     """The peer reads all that was written before, then the end of the stream; nobody is to blame."""
     async with opened(outbox_size=4 * PIECE) as ends:
         ends.transport.write(waiting)
@@ -379,7 +381,8 @@ async def test_finish_lets_the_peer_end_while_the_last_words_are_sent() -> None:
 @pytest.mark.parametrize(("size", "ended"), [(PIECE, False), (PIECE + 1, True)])
 async def test_finish_discards_64_kib_and_then_ends(size: int, ended: bool, paused: bool) -> None:
     """What still arrives is read and thrown away, because unread it would destroy our last words; an
-    endless sender is not read for ever."""
+    endless sender is not read for ever.
+    """
     async with opened() as ends:
         if paused:
             ends.transport.pause()

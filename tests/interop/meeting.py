@@ -203,7 +203,7 @@ def serve_page(request: Request) -> Response:
     return Response(200, (HERE / name).read_bytes(), {"Content-Type": f"{kind}; charset=utf-8"})
 
 
-# --- what is said ---
+# --- what is said --------------------------------------------------------------------------------------
 
 SIZES = (0, 1, 125, 126, 65_535, 65_536, 2**20)  # around the three forms of a length, RFC 6455 §5.2
 
