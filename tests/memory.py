@@ -77,6 +77,14 @@ async def settle() -> None:
         calm = calm + 1 if all(waiter is not None and not waiter.done() for waiter in waiters) else 0
 
 
+def shuffle(seed: int) -> None:
+    """Choose the order in which Trio runs tasks that can run; asyncio has only one."""
+    if _in_trio():
+        import trio._core._run
+
+        trio._core._run._r.seed(seed)
+
+
 class Stopwatch:
     """Tells the seconds since it was made, by the clock of the event loop."""
 

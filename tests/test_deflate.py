@@ -296,6 +296,13 @@ def test_negotiate_tells_the_servers_own_settings(
     )
 
 
+def test_negotiate_confirms_even_the_largest_window() -> None:
+    """A limit that was asked for is confirmed even where it limits nothing (§7.1.2.1)."""
+    header = "permessage-deflate; server_max_window_bits=15"
+    answer = negotiate(extensions(header), Compression(server_max_window_bits=15))
+    assert answer == (Parameters(), header)
+
+
 BAD_PARAMS = [
     *itertools.product(
         ["server_max_window_bits", "client_max_window_bits"],
@@ -900,8 +907,10 @@ def test_codec_costs_nothing_before_it_is_used() -> None:
     tracemalloc.start()
     try:
         pairs += [build_codec(Parameters(), settings, client=False) for _ in range(100)]
-        for deflater, _ in pairs:
+        for deflater, inflater in pairs:
             deflater.compress(b"")
+            assert not hasattr(deflater, "__dict__")
+            assert not hasattr(inflater, "__dict__")
         assert tracemalloc.get_traced_memory()[0] <= 100 * 320
     finally:
         tracemalloc.stop()

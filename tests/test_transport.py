@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from anyio.abc import SocketAttribute, TaskGroup
 from anyio_ws.testing import MemoryStream, memory_stream_pair
 from anyio_ws.transport import Farewell, StreamTransport, address_of, receive_head
 
-from .memory import FaultyStream, Stopwatch, settle
+from .memory import FaultyStream, Stopwatch, on_asyncio, settle
 from .support import virtual
 
 PIECE = 65_536
@@ -583,6 +584,29 @@ async def test_cancelled_task_of_a_transport_closes_its_stream() -> None:
             await ends.notes.lost.wait()
         assert ends.notes.events == [("lost", None)]
         assert ends.stream.calls["aclose"] == 1
+
+
+@on_asyncio
+async def test_cancelled_asyncio_task_of_a_transport_closes_its_stream() -> None:
+    """An event loop that is shut down cancels the tasks that it has; that is an end like any other."""
+    ours, theirs = memory_stream_pair(10)
+    stream, notes, spawned = FaultyStream(ours), Notes(), list[asyncio.Future[None]]()
+
+    def spawn(function: Any) -> None:
+        spawned.append(asyncio.ensure_future(function()))
+
+    transport = StreamTransport(stream, spawn, outbox_size=100, write_timeout=20)
+    transport.receiver = notes
+    transport.start()
+    transport.resume()
+    transport.write(b"." * 50)
+    await settle()
+    spawned[0].cancel()
+    await asyncio.wait(spawned)
+    assert notes.events == [("lost", None)]
+    assert transport.ended
+    with pytest.raises(anyio.BrokenResourceError):
+        await theirs.send(b"for nobody")
 
 
 # --- addresses and attributes ---------------------------------------------------------------------------
