@@ -1,0 +1,100 @@
+"""The ends of anyio_ws that are examined: an echo server, and a client that echoes what it is sent.
+
+Each runs in a process of its own, so that a hang or a crash is seen for what it is:
+
+* ``python -m conformance.echo server`` prints its URL and serves until its standard input ends.
+* ``python -m conformance.echo client URL CASE:LIMIT ...`` goes through cases as the Autobahn Testsuite
+  numbers them (``/runCase?case=1``), and asks for the reports at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+from urllib.parse import urlencode
+
+import anyio
+import anyio.to_thread
+
+from anyio_ws import Client, Config, ConnectionClosed, HandshakeError, Server, connect, framing
+
+BACKENDS = ("asyncio", "uvloop", "trio")
+DEFAULT_LIMIT = Config().max_message_size
+
+
+class Echo:
+    """Sends every message back."""
+
+    def __init__(self, conn: Any) -> None:
+        self._conn = conn
+
+    async def client_message(self, data: str | bytes) -> None:
+        """Send it back as what it came."""
+        await self._conn.send(data)
+
+
+async def serve_echo(limit: int) -> None:
+    """Serve until standard input ends.
+
+    :param limit: bytes of the longest message
+    """
+    server = Server(Echo, Config(port=0, max_message_size=limit))
+    async with anyio.create_task_group() as tasks:
+        ((host, port),) = await tasks.start(server.listen)
+        print(f"ws://{host}:{port}", flush=True)
+        await anyio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        server.stop()
+
+
+async def run_cases(url: str, agent: str, cases: list[tuple[int, int]]) -> None:
+    """Connect to each case of a fuzzing server and echo until it is over.
+
+    :param cases: numbers of cases, each with the bytes of its longest message
+    """
+    for number, limit in cases:
+        print(f"case {number}", flush=True)
+        target = f"{url}/runCase?{urlencode({'case': number, 'agent': agent})}"
+        with contextlib.suppress(ConnectionClosed, HandshakeError, TimeoutError, OSError):
+            async with connect(target, max_size=limit) as client:
+                await _echo(client)
+    async with connect(f"{url}/updateReports?{urlencode({'agent': agent})}", timeout=60) as client:
+        await _echo(client)
+
+
+async def _echo(client: Client) -> None:
+    async for message in client:
+        await client.send(message)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one of the two ends."""
+    parser = argparse.ArgumentParser(prog="python -m conformance.echo", description=__doc__)
+    parser.add_argument("--backend", choices=BACKENDS, default="asyncio")
+    ends = parser.add_subparsers(dest="end", required=True)
+    server = ends.add_parser("server")
+    server.add_argument("--limit", type=int, default=DEFAULT_LIMIT)
+    client = ends.add_parser("client")
+    client.add_argument("--agent", default="anyio_ws")
+    client.add_argument("url")
+    client.add_argument("cases", nargs="*", metavar="CASE:LIMIT")
+    options = parser.parse_args(arguments)
+    print("framing", framing.BUILD, flush=True)
+    if options.end == "server":
+        _run(options.backend, lambda: serve_echo(options.limit))
+    else:
+        cases = [(int(number), int(limit)) for number, limit in (each.split(":") for each in options.cases)]
+        _run(options.backend, lambda: run_cases(options.url, options.agent, cases))
+
+
+def _run(backend: str, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    if backend == "uvloop":
+        anyio.run(function, backend="asyncio", backend_options={"use_uvloop": True})
+    else:
+        anyio.run(function, backend=backend)
+
+
+if __name__ == "__main__":
+    main()
