@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio.abc import ByteStream, TaskGroup
+from anyio.abc import TaskGroup
 
 from anyio_ws.config import ClientConfig, Config
 from anyio_ws.conn import Conn
@@ -27,12 +25,13 @@ from anyio_ws.events import MessageType
 from anyio_ws.exceptions import ConnectionClosed
 from anyio_ws.protocol import Role
 from anyio_ws.tasks import background
-from anyio_ws.testing import MemoryStream, VirtualClockLoop, memory_stream_pair
+from anyio_ws.testing import FaultyStream, MemoryStream, memory_stream_pair
+from anyio_ws.testing import settle as settle
 from anyio_ws.transport import StreamTransport
 
 from .conftest import BACKENDS
 from .frames import parse_frames
-from .support import CLOSE, Peer
+from .support import CLOSE, Peer, clock_is_virtual, is_trio
 
 CONTINUATION = 0x0
 _STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -48,38 +47,9 @@ on_asyncio = pytest.mark.parametrize("anyio_backend", ON_ASYNCIO)
 # --- time -----------------------------------------------------------------------------------------------
 
 
-def _in_trio() -> bool:
-    trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
-
-
-def _clock_is_virtual() -> bool:
-    if _in_trio():
-        import trio.testing
-
-        return isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
-    return isinstance(asyncio.get_running_loop(), VirtualClockLoop)
-
-
-async def settle() -> None:
-    """Let all other tasks go on until each of them waits for something; no time passes."""
-    if _in_trio():
-        await anyio.wait_all_tasks_blocked()
-        return
-    calm = 0
-    while calm < 5:  # a few rounds, because a callback of the loop may be about to wake a task
-        await asyncio.sleep(0)
-        waiters = (
-            getattr(task, "_fut_waiter", None)
-            for task in asyncio.all_tasks()
-            if task is not asyncio.current_task()
-        )
-        calm = calm + 1 if all(waiter is not None and not waiter.done() for waiter in waiters) else 0
-
-
 def shuffle(seed: int) -> None:
     """Choose the order in which Trio runs tasks that can run; asyncio has only one."""
-    if _in_trio():
+    if is_trio():
         import trio._core._run
 
         trio._core._run._r.seed(seed)
@@ -94,64 +64,6 @@ class Stopwatch:
     def __call__(self) -> float:
         """Return the seconds, rounded so that they can be compared."""
         return round(anyio.current_time() - self._start, 6)
-
-
-# --- a stream on which things go wrong ------------------------------------------------------------------
-
-
-class FaultyStream(ByteStream):
-    """Hands everything to another stream, except for what is to go wrong.
-
-    :param stream: the stream that does the work
-    :param most: how many bytes a ``receive`` returns at most
-
-    :ivar faults: what a call raises: ``{("send", 2): OSError()}`` for the second ``send``
-    :ivar stuck: the names of the methods that wait for ever
-    :ivar calls: how often each method was called
-    :ivar sent: what each ``send`` was given
-    :ivar received: how many bytes were received
-    """
-
-    def __init__(self, stream: ByteStream, *, most: float = math.inf) -> None:
-        self.faults: dict[tuple[str, int], BaseException] = {}
-        self.stuck: set[str] = set()
-        self.calls: Counter[str] = Counter()
-        self.sent: list[bytes] = []
-        self.received = 0
-        self._stream = stream
-        self._most = most
-
-    async def _enter(self, name: str) -> None:
-        self.calls[name] += 1
-        if (name, self.calls[name]) in self.faults:
-            raise self.faults[name, self.calls[name]]
-        if name in self.stuck:
-            await anyio.sleep_forever()
-
-    async def receive(self, max_bytes: int = 65_536) -> bytes:
-        await self._enter("receive")
-        data = await self._stream.receive(int(min(max_bytes, self._most)))
-        self.received += len(data)
-        return data
-
-    async def send(self, item: bytes) -> None:
-        self.sent.append(item)
-        await self._enter("send")
-        await self._stream.send(item)
-
-    async def send_eof(self) -> None:
-        await self._enter("send_eof")
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        try:
-            await self._enter("aclose")
-        finally:
-            await self._stream.aclose()
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._stream.extra_attributes
 
 
 # --- one end of a connection ----------------------------------------------------------------------------
@@ -242,7 +154,7 @@ async def connection(
     ours, theirs = memory_stream_pair(capacity)
     stream = FaultyStream(ours, most=most)
     deadlines = Deadlines()
-    with anyio.fail_after(3600 if _clock_is_virtual() else 10):
+    with anyio.fail_after(3600 if clock_is_virtual() else 10):
         async with background() as tasks:
             tasks.start_soon(deadlines.run)
             transport = StreamTransport(

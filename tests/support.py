@@ -23,6 +23,7 @@ from anyio.abc import ByteStream, TaskGroup
 
 from anyio_ws import Config, Server
 from anyio_ws.testing import MemoryListener, VirtualClockLoop, virtual_clock
+from anyio_ws.testing import settle as settle
 
 from .frames import WireFrame, build_frame, parse_frames
 
@@ -260,19 +261,6 @@ async def no_hang() -> AsyncIterator[None]:
     """Fail a block that does not end: after 10 seconds, or 10 virtual days."""
     with anyio.fail_after(864_000 if clock_is_virtual() else 10):
         yield
-
-
-async def settle() -> None:
-    """Let all other tasks go on until each of them waits for something; no time passes."""
-    if is_trio():
-        await anyio.wait_all_tasks_blocked()
-        return
-    calm = 0
-    while calm < 5:  # a few rounds, because a callback of the loop may be about to wake a task
-        await asyncio.sleep(0)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        waiters = [getattr(task, "_fut_waiter", None) for task in others]
-        calm = calm + 1 if all(waiter is not None and not waiter.done() for waiter in waiters) else 0
 
 
 class Stopwatch:

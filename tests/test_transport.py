@@ -12,10 +12,10 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute, TaskGroup
 
-from anyio_ws.testing import MemoryStream, memory_stream_pair
+from anyio_ws.testing import FaultyStream, MemoryStream, memory_stream_pair
 from anyio_ws.transport import Farewell, StreamTransport, address_of, receive_head
 
-from .memory import FaultyStream, Stopwatch, on_asyncio, settle
+from .memory import Stopwatch, on_asyncio, settle
 from .support import virtual
 
 PIECE = 65_536

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ class _Pipe:
         self.capacity = capacity
         self.ended = False  # the writer will write nothing more
         self.abandoned = False  # the reader is gone
+        self.broken = False  # the connection was reset
         self._changed = anyio.Event()
 
     def change(self) -> None:
@@ -41,6 +43,7 @@ class MemoryStream(ByteStream):
         """Return bytes as soon as there are any, at most *max_bytes*.
 
         :raises anyio.EndOfStream: when the other end has closed or ended its sending
+        :raises anyio.BrokenResourceError: when the other end has reset the connection
         :raises anyio.ClosedResourceError: when this end was closed
         """
         await anyio.lowlevel.checkpoint()
@@ -49,6 +52,8 @@ class MemoryStream(ByteStream):
             await pipe.wait()
         if self._closed:
             raise anyio.ClosedResourceError
+        if pipe.broken:
+            raise anyio.BrokenResourceError
         if not pipe.data:
             raise anyio.EndOfStream
         data = bytes(pipe.data[:max_bytes])
@@ -87,11 +92,20 @@ class MemoryStream(ByteStream):
 
     async def aclose(self) -> None:
         """Close both directions."""
+        self._close()
+        await anyio.lowlevel.checkpoint()
+
+    def reset(self) -> None:
+        """Close as a reset does: what the other end has not read yet is lost, and it gets an error."""
+        self._outgoing.broken = True
+        self._outgoing.data.clear()
+        self._close()
+
+    def _close(self) -> None:
         self._closed = True
         self._outgoing.ended = self._incoming.abandoned = True
         self._outgoing.change()
         self._incoming.change()
-        await anyio.lowlevel.checkpoint()
 
 
 def memory_stream_pair(capacity: float = math.inf) -> tuple[MemoryStream, MemoryStream]:
@@ -124,8 +138,11 @@ class MemoryListener:
         return await self._receive.receive()
 
     async def aclose(self) -> None:
-        """Accept nothing more."""
+        """Accept nothing more; connections that were not accepted yet are closed."""
         self._send.close()
+        with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                await self._receive.receive_nowait().aclose()
         self._receive.close()
         await anyio.lowlevel.checkpoint()
 
