@@ -11,17 +11,20 @@ import codecs
 import struct
 import sys
 from functools import cache
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar, overload
 
 from .events import CloseCode, Message, MessageType, may_be_sent
 from .exceptions import RemoteProtocolError
 
-_CONTINUATION, _TEXT, _CLOSE = 0x0, 0x1, 0x8
+_CONTINUATION, _TEXT, _BINARY, _CLOSE = 0x0, 0x1, 0x2, 0x8
 _KNOWN_OPCODES = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 _TYPES = {int(type_): type_ for type_ in MessageType}
 _FIN, _RSV1, _RSV2_RSV3, _OPCODE, _MASK, _LENGTH = 0x80, 0x40, 0x30, 0x0F, 0x80, 0x7F
 
+_MOST = 2**63 - 1  # the longest payload that a frame can declare (RFC 6455 §5.2)
+
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+_WritableT = TypeVar("_WritableT", bytearray, memoryview)
 
 
 class Inflater(Protocol):
@@ -30,11 +33,23 @@ class Inflater(Protocol):
     def inflate(self, data: bytes, max_length: int) -> bytes:
         """Inflate one piece of a message into at most *max_length* bytes.
 
+        When more would come out, it may return more than that, and the reader refuses the message.
+
         :raises RemoteProtocolError: 1007 when the data is invalid, 1009 when more would come out
         """
 
     def finish(self, max_length: int) -> bytes:
         """Inflate what is left when a message is complete."""
+
+
+class Buffers(Protocol):
+    """Where a reader gets its storage for messages that do not arrive whole; ``buffers.py`` has pools."""
+
+    def take(self, size: int) -> bytearray:
+        """Return a buffer of *size* bytes or more, whatever they are; nobody else may use it now."""
+
+    def give(self, buffer: bytearray) -> None:
+        """Take a buffer back to which nothing refers any more."""
 
 
 class MessageReader:
@@ -44,12 +59,19 @@ class MessageReader:
     :param max_message_size: bytes of payload above which a message is refused, before memory is taken
     :param utf8: check that text is UTF-8 and deliver ``str``; otherwise text is delivered as ``bytes``
     :param inflater: inflates messages with RSV1 set; ``None`` when compression was not negotiated
+    :param buffers: lends storage for messages that do not arrive whole; ``None`` for fresh memory. A
+        buffer is as large as what has arrived, at most twice that, whatever length was declared
+    :param view: deliver binary messages as a ``memoryview`` over a buffer from *buffers*, without a copy.
+        Whoever gets the message releases the view when done, and gives ``view.obj`` back
 
     :ivar error: the first violation that was met; set together with the last messages before it
-    :ivar finished: nothing more will be read: a Close frame was received, or ``error`` is set
+    :ivar finished: nothing more will be read: a Close frame was received, ``error`` is set, or the
+        reader is closed
+    :raises ValueError: when *max_message_size* is negative, or longer than any frame (2**63 - 1)
     """
 
     __slots__ = (
+        "_buffers",
         "_compressed",
         "_decoder",
         "_fin",
@@ -58,12 +80,14 @@ class MessageReader:
         "_key",
         "_masked",
         "_max_message_size",
-        "_message",
         "_opcode",
         "_pending",
         "_received",
         "_remaining",
+        "_size",
+        "_storage",
         "_utf8",
+        "_view",
         "error",
         "finished",
     )
@@ -75,13 +99,19 @@ class MessageReader:
         max_message_size: int,
         utf8: bool = True,
         inflater: Inflater | None = None,
+        buffers: Buffers | None = None,
+        view: bool = False,
     ) -> None:
+        if not 0 <= max_message_size <= _MOST:
+            raise ValueError(f"max_message_size: 0 to 2**63 - 1 bytes, not {max_message_size}")
         self.error: RemoteProtocolError | None = None
         self.finished = False
         self._masked = masked
         self._max_message_size = max_message_size
         self._utf8 = utf8
         self._inflater = inflater
+        self._buffers = buffers
+        self._view = view
         self._pending = b""  # the start of a header or of a control frame, at most 130 bytes
         # The data frame whose payload is arriving; _remaining is -1 between frames.
         self._remaining = -1
@@ -90,7 +120,8 @@ class MessageReader:
         # The message that its fragments form; _opcode is 0 between messages.
         self._opcode = _CONTINUATION
         self._compressed = False
-        self._message = bytearray()
+        self._storage = bytearray()  # what has arrived of it; from self._buffers unless it is empty
+        self._size = 0
         self._fragments = 0
         self._received = 0
         self._decoder: codecs.IncrementalDecoder | None = None
@@ -100,29 +131,47 @@ class MessageReader:
 
         Nothing of *data* is referred to afterwards. A violation does not raise: it ends the reading
         and is found in :attr:`error`, so that no message before it is lost.
+
+        :raises TypeError: when *data* is not contiguous and bytes-like
+        :raises MemoryError: when there is none left. This, and whatever else inflater or buffers raise,
+            ends the reading
         """
-        messages: list[Message] = []
         if self.finished:
-            return messages
-        view = memoryview(self._pending + data if self._pending else data)
-        position = 0
+            return []
+        received = _contiguous(data, "data")
+        view = memoryview(self._pending + received if self._pending else received)
+        messages: list[Message] = []
         try:
-            while not self.finished:
-                if self._remaining < 0:
-                    after = self._read_header(view, position, messages)
-                    if after == position:
-                        break
-                    position = after
-                if self._remaining >= 0:
-                    position = self._read_payload(view, position, messages)
-                    if self._remaining > 0:
-                        break
+            self._pending = self._read(view, messages)
         except RemoteProtocolError as exc:
             # A new one, because the traceback of this one holds the caller's buffer.
             self.error = RemoteProtocolError(exc.code, exc.reason)
-            self.finished = True
-        self._pending = b"" if self.finished else bytes(view[position:])
+            self.close()
+        except BaseException:
+            self.close()
+            raise
         return messages
+
+    def close(self) -> None:
+        """End the reading, and give back what an unfinished message has of *buffers*."""
+        self.finished = True
+        self._pending = b""
+        self._release()
+
+    def _read(self, view: memoryview, messages: list[Message]) -> bytes:
+        """Read all frames that are there; return what more bytes are needed for."""
+        position = 0
+        while not self.finished:
+            if self._remaining < 0:
+                after = self._read_header(view, position, messages)
+                if after == position:
+                    return bytes(view[position:])
+                position = after
+            if self._remaining >= 0:
+                position = self._read_payload(view, position, messages)
+                if self._remaining > 0:
+                    break
+        return b""
 
     def _read_header(self, view: memoryview, start: int, messages: list[Message]) -> int:
         """Read a header, and a control frame or an unfragmented data frame whole when it is all there.
@@ -159,11 +208,11 @@ class MessageReader:
             if not whole:
                 return start
             payload = bytes(view[position : position + length])
-            messages.append(self._control(opcode, mask(payload, key) if key else payload))
+            messages.append(self._control(opcode, _mask(payload, key) if key else payload))
             return position + length
         if whole and opcode and first == _FIN | opcode:
             payload = bytes(view[position : position + length])
-            messages.append(self._whole(opcode, mask(payload, key) if key else payload))
+            messages.append(self._whole(opcode, _mask(payload, key) if key else payload))
             return position + length
         self._start_frame(first, opcode, length, key)
         return position
@@ -225,11 +274,8 @@ class MessageReader:
 
     def _check_size(self, length: int, *, compressed: bool) -> None:
         """Refuse a message that would grow too long, from the header alone (RFC 6455 §10.4)."""
-        if not compressed and len(self._message) + length > self._max_message_size:
-            raise RemoteProtocolError(
-                CloseCode.MESSAGE_TOO_BIG,
-                f"a message is longer than {self._max_message_size} bytes",
-            )
+        if not compressed and self._size + length > self._max_message_size:
+            raise self._too_long()
 
     def _start_frame(self, first: int, opcode: int, length: int, key: bytes) -> None:
         """Note the data frame whose payload comes next, and begin a message if it begins one."""
@@ -256,14 +302,14 @@ class MessageReader:
         if taken:
             payload = bytes(view[position : position + taken])
             if self._key:
-                payload = mask(payload, self._key)
+                payload = _mask(payload, self._key)
                 turn = taken % 4
                 self._key = self._key[turn:] + self._key[:turn]
             if self._compressed:
                 assert self._inflater is not None
-                room = self._max_message_size - len(self._message)
-                payload = self._inflater.inflate(payload, room)
-            self._append(payload)
+                self._append_inflated(self._inflater.inflate(payload, self._max_message_size - self._size))
+            else:
+                self._append(payload)
             self._remaining -= taken
         if not self._remaining:
             self._remaining = -1
@@ -271,44 +317,97 @@ class MessageReader:
                 messages.append(self._finish_message())
         return position + taken
 
-    def _append(self, payload: bytes) -> None:
+    def _append_inflated(self, piece: bytes) -> None:
+        """Add what came out of the inflater, as far as the message may be long (RFC 7692 §8)."""
+        room = self._max_message_size - self._size
+        self._append(piece[:room])
+        if len(piece) > room:
+            raise self._too_long()
+
+    def _append(self, piece: bytes) -> None:
         """Add a piece to the message; text must be UTF-8 as far as it has come (RFC 6455 §8.1)."""
-        if self._decoder is not None:
-            try:
-                self._decoder.decode(payload)
-            except UnicodeDecodeError as exc:
-                raise _invalid_utf8() from exc
-            # The decoder is content with the first two bytes of an encoded surrogate; §8.1 is not.
-            waiting = self._decoder.getstate()[0]
-            if waiting[:1] == b"\xed" and waiting[1:2] >= b"\xa0":
-                raise _invalid_utf8()
-        self._message += payload
+        self._store(piece)
+        if self._decoder is None:
+            return
+        try:
+            self._decoder.decode(piece)
+        except UnicodeDecodeError as exc:
+            raise _invalid_utf8() from exc
+        # The decoder is content with the first two bytes of an encoded surrogate; §8.1 is not.
+        waiting = self._decoder.getstate()[0]
+        if waiting[:1] == b"\xed" and waiting[1:2] >= b"\xa0":
+            raise _invalid_utf8()
 
     def _finish_message(self) -> Message:
         """Build the message whose last frame is complete, and be ready for the next."""
         if self._compressed:
             assert self._inflater is not None
-            self._append(self._inflater.finish(self._max_message_size - len(self._message)))
-        data = self._message
-        type_ = _TYPES[self._opcode]
-        text = self._decoder is not None
-        self._opcode, self._compressed = _CONTINUATION, False
-        self._message, self._decoder = bytearray(), None
-        if not text:
-            return Message(type_, bytes(data))
-        return Message(type_, _decode(data))
+            self._append_inflated(self._inflater.finish(self._max_message_size - self._size))
+        opcode, text = self._opcode, self._decoder is not None
+        self._opcode, self._compressed, self._decoder = _CONTINUATION, False, None
+        if self._view and opcode == _BINARY:
+            return Message(MessageType.BINARY, self._hand_over())
+        with memoryview(self._storage) as whole, whole[: self._size] as payload:
+            data = _decode(payload) if text else bytes(payload)
+        self._release()
+        return Message(_TYPES[opcode], data)
+
+    def _store(self, piece: bytes) -> None:
+        """Put a piece behind what is stored of the message."""
+        start, self._size = self._size, self._size + len(piece)
+        if self._buffers is None:
+            self._storage += piece  # which grows in place: so there is never a second copy
+            return
+        if self._size > len(self._storage):
+            larger = self._take(max(self._size, min(2 * len(self._storage), self._max_message_size)))
+            larger[:start] = self._storage[:start]
+            smaller, self._storage = self._storage, larger
+            if smaller:
+                self._buffers.give(smaller)
+        self._storage[start : self._size] = piece
+
+    def _take(self, size: int) -> bytearray:
+        """Take a buffer; it must be what was asked for."""
+        if self._buffers is None:
+            return bytearray(size)
+        buffer = self._buffers.take(size)
+        if not isinstance(buffer, bytearray):
+            raise TypeError(f"buffers: take() returned no bytearray but {type(buffer).__name__}")
+        if len(buffer) < size:
+            raise ValueError(f"buffers: take({size}) returned a buffer of {len(buffer)} bytes")
+        return buffer
+
+    def _release(self) -> None:
+        """Have no storage any more."""
+        storage, self._storage, self._size = self._storage, bytearray(), 0
+        if storage and self._buffers is not None:
+            self._buffers.give(storage)
+
+    def _hand_over(self) -> memoryview:
+        """Return the storage as the message that it holds; it is not the reader's any more."""
+        storage, size = self._storage or self._take(0), self._size
+        self._storage, self._size = bytearray(), 0
+        return memoryview(storage)[:size]
+
+    def _too_long(self) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            CloseCode.MESSAGE_TOO_BIG, f"a message is longer than {self._max_message_size} bytes"
+        )
 
     def _whole(self, opcode: int, payload: bytes) -> Message:
         """Build the message of an unfragmented, uncompressed frame that arrived in one read."""
         if opcode == _TEXT and self._utf8:
             return Message(MessageType.TEXT, _decode(payload))
+        if opcode == _BINARY and self._view:
+            self._store(payload)
+            return Message(MessageType.BINARY, self._hand_over())
         return Message(_TYPES[opcode], payload)
 
     def _control(self, opcode: int, payload: bytes) -> Message:
         """Build the message of a control frame; a Close must be valid (RFC 6455 §5.5.1, §7.4)."""
         if opcode == _CLOSE:
-            self.finished = True
             _check_close(payload)
+            self.close()
         return Message(_TYPES[opcode], payload)
 
 
@@ -322,9 +421,9 @@ def _check_close(payload: bytes) -> None:
         _decode(payload[2:])
 
 
-def _decode(payload: bytes | bytearray) -> str:
+def _decode(payload: bytes | memoryview) -> str:
     try:
-        return payload.decode()
+        return str(payload, "utf-8")
     except UnicodeDecodeError as exc:
         raise _invalid_utf8() from exc
 
@@ -339,7 +438,7 @@ def _invalid_utf8() -> RemoteProtocolError:
 
 def frame(
     opcode: int,
-    payload: bytes | bytearray | memoryview,
+    payload: str | bytes | bytearray | memoryview,
     *,
     fin: bool = True,
     rsv1: bool = False,
@@ -348,27 +447,65 @@ def frame(
     """Build one frame (RFC 6455 §5.2).
 
     :param opcode: the frame's opcode
-    :param payload: the payload; a memoryview must be C-contiguous and of single bytes
+    :param payload: the payload; ``str`` is encoded, anything else must be contiguous and bytes-like
     :param fin: whether this is the last frame of its message
     :param rsv1: whether the message is compressed (RFC 7692 §6); only on its first frame
     :param masking_key: four unpredictable bytes from a client, ``None`` from a server (§5.3)
+
+    :raises TypeError: when *payload* is neither ``str`` nor bytes-like
+    :raises UnicodeEncodeError: when *payload* has a lone surrogate
+    :raises ValueError: when *opcode* is not one of four bits, or *masking_key* not one of four bytes
     """
+    if not 0 <= opcode <= _OPCODE:
+        raise ValueError(f"opcode: 0 to 15, not {opcode}")
+    data = payload.encode() if isinstance(payload, str) else _contiguous(payload, "payload")
     first = opcode | (_FIN if fin else 0) | (_RSV1 if rsv1 else 0)
-    masked = _MASK if masking_key else 0
-    length = len(payload)
+    masked = 0 if masking_key is None else _MASK
+    length = len(data)
     if length < 126:
         header = bytes((first, masked | length))
     elif length < 65536:
         header = struct.pack("!BBH", first, masked | 126, length)
     else:
         header = struct.pack("!BBQ", first, masked | 127, length)
-    if masking_key:
-        return b"".join((header, masking_key, mask(payload, masking_key)))
-    return header + payload
+    if masking_key is None:
+        return header + data
+    return b"".join((header, _check_key(masking_key, "masking_key"), _mask(data, masking_key)))
 
 
-def mask(data: bytes | bytearray | memoryview, key: bytes) -> bytes:
-    """Apply a masking key of four bytes; doing it twice gives the data back (RFC 6455 §5.3)."""
+@overload
+def mask(data: bytes | bytearray | memoryview, key: bytes, *, in_place: Literal[False] = False) -> bytes: ...
+
+
+@overload
+def mask(data: _WritableT, key: bytes, *, in_place: Literal[True]) -> _WritableT: ...
+
+
+def mask(
+    data: bytes | bytearray | memoryview, key: bytes, *, in_place: bool = False
+) -> bytes | bytearray | memoryview:
+    """Apply a masking key of four bytes; doing it twice gives the data back (RFC 6455 §5.3).
+
+    :param data: what to mask, contiguous and bytes-like
+    :param key: the masking key
+    :param in_place: change *data* itself, which must be writable, and return it; no copy is made
+
+    :raises TypeError: when *data* is not bytes-like, or not writable and it has to be
+    :raises ValueError: when *key* is not of four bytes
+    """
+    _check_key(key, "key")
+    plain = _contiguous(data, "data")
+    if not in_place:
+        return _mask(plain, key)
+    view = memoryview(data)
+    if view.readonly:
+        raise TypeError(f"data: it is to be masked in place, and {type(data).__name__} is not writable")
+    if plain:
+        view.cast("B")[:] = _mask(plain, key)
+    return data
+
+
+def _mask(data: bytes | bytearray | memoryview, key: bytes) -> bytes:
     size = len(data)
     if size <= 1024:  # one xor of two long integers is the fastest up to about here
         keys = (key * (size // 4 + 1))[:size]
@@ -378,6 +515,27 @@ def mask(data: bytes | bytearray | memoryview, key: bytes) -> bytes:
     for lane in range(4):
         result[lane::4] = result[lane::4].translate(_xor_table(key[lane]))
     return bytes(result)
+
+
+def _check_key(key: bytes, name: str) -> bytes:
+    if not isinstance(key, bytes):
+        raise TypeError(f"{name}: bytes are needed, not {type(key).__name__}")
+    if len(key) != 4:
+        raise ValueError(f"{name}: 4 bytes are needed, not {len(key)}")
+    return key
+
+
+def _contiguous(data: bytes | bytearray | memoryview, name: str) -> bytes | bytearray | memoryview:
+    """Return the data as something whose items are its bytes; it must be contiguous to have such."""
+    if isinstance(data, bytes | bytearray):
+        return data
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"{name}: a bytes-like object is needed, not {type(data).__name__}") from None
+    if not view.c_contiguous:
+        raise TypeError(f"{name}: a contiguous bytes-like object is needed")
+    return view if view.format == "B" and view.ndim == 1 else view.tobytes()
 
 
 @cache

@@ -44,8 +44,11 @@ class Frame:
 def frame_text(data: str) -> Frame:
     """Frame a text message once, to write it many times.
 
+    :raises TypeError: when *data* is not ``str``
     :raises UnicodeEncodeError: when *data* has a lone surrogate
     """
+    if not isinstance(data, str):
+        raise TypeError(f"data: text is str, not {type(data).__name__}; frame_bin takes bytes")
     return Frame(Opcode.TEXT, data.encode())
 
 

@@ -15,7 +15,7 @@ import weakref
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import pairwise, product
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -110,6 +110,11 @@ def fragmented(receiver: Receiver, opcode: int, pieces: Sequence[bytes]) -> byte
     return b"".join(
         receiver.frame(CONTINUATION if i else opcode, piece, fin=i == last) for i, piece in enumerate(pieces)
     )
+
+
+def encoded(data: Any) -> bytes:
+    """Get the payload that a message's data has on the wire."""
+    return data.encode() if isinstance(data, str) else bytes(data)
 
 
 class Zlib:
@@ -1241,12 +1246,309 @@ def test_compressed_text_must_be_utf8(receiver: Receiver) -> None:
             assert trace(receiver.reader(inflater=Zlib()), pieces) == refused
 
 
+class Greedy:
+    """An inflater that inflates nothing, and says by the length of its answer that it was too much."""
+
+    def __init__(self, tail: bytes = b"") -> None:
+        self._tail = tail
+
+    def inflate(self, data: bytes, max_length: int) -> bytes:
+        """Return the data, with one byte more than is allowed at the most."""
+        return data[: max_length + 1]
+
+    def finish(self, max_length: int) -> bytes:
+        """Return the tail in the same way."""
+        return self._tail[: max_length + 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [(b"a\xffb...", 1007), (b"abcd\xff", 1009), (b"abcd\xe2\x82", 1009)]
+)
+def test_inflated_text_is_judged_up_to_the_limit(receiver: Receiver, text: bytes, code: int) -> None:
+    """Of text that is too long when inflated, what is within the limit must be UTF-8, whatever the cuts."""
+    for limit in (4, 3) if code == 1009 else (4,):
+        wire = receiver.frame(TEXT, text, rsv=4)
+        for pieces in ([wire], bytewise(wire), cut(wire, [9]), cut(wire, [len(wire) - 1])):
+            reader = receiver.reader(max_message_size=limit, inflater=Greedy())
+            reason = INVALID_UTF8 if code == 1007 else f"a message is longer than {limit} bytes"
+            assert trace(reader, pieces) == Trace([], code, reason, finished=True)
+
+
+def test_end_of_an_inflated_message_is_part_of_it(receiver: Receiver) -> None:
+    """What the inflater has left at the end belongs to the message, to its text and to its size."""
+    wire = receiver.frame(TEXT, b"ab\xe2", rsv=4)
+    for tail, expected in (
+        (b"\x82\xac", Trace([Message(MessageType.TEXT, "ab\u20ac")])),
+        (b"\x82", Trace([], 1007, INVALID_UTF8, finished=True)),
+        (b"\x82\xac!", Trace([], 1009, "a message is longer than 5 bytes", finished=True)),
+        (b"!", Trace([], 1007, INVALID_UTF8, finished=True)),
+    ):
+        for pieces in ([wire], bytewise(wire)):
+            assert trace(receiver.reader(max_message_size=5, inflater=Greedy(tail)), pieces) == expected
+
+
+# Storage that is borrowed.
+
+
+class Lender:
+    """Lends buffers of a few bytes more than was asked for, with rubbish in them, and keeps the books.
+
+    :ivar asked: the sizes that were asked for
+    :ivar lent: the buffers that are out, by identity
+    """
+
+    def __init__(self, more: int = 0) -> None:
+        self.asked: list[int] = []
+        self.lent: dict[int, bytearray] = {}
+        self._more = more
+
+    def take(self, size: int) -> bytearray:
+        """Lend a buffer."""
+        buffer = bytearray(b"\xee" * (size + self._more))
+        self.asked.append(size)
+        self.lent[id(buffer)] = buffer
+        return buffer
+
+    def give(self, buffer: bytearray) -> None:
+        """Take a buffer back, which nobody may be looking at any more."""
+        assert self.lent.pop(id(buffer)) is buffer
+        buffer += b"a BufferError while anything still has a view of it"
+        buffer[:] = b"\xdd" * len(buffer)
+
+    def take_back(self, data: object) -> bytes:
+        """Do with a message's data what its consumer has to do with a view; return it as bytes."""
+        if not isinstance(data, memoryview):
+            return encoded(data)
+        payload = bytes(data)
+        buffer = data.obj
+        data.release()
+        assert isinstance(buffer, bytearray)
+        self.give(buffer)
+        return payload
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("more", [0, 1, 100])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_storage_is_borrowed_until_the_message_is_complete(
+    receiver: Receiver, opcode: Opcode, more: int, view: bool
+) -> None:
+    """An unfinished message is in one buffer, never twice as large as what has arrived; it goes back."""
+    payload = bytes(i * 7 % 128 for i in range(3000))
+    start = receiver.frame(opcode, payload[:2000], fin=False)
+    wire = start + receiver.frame(CONTINUATION, payload[2000:])
+    for step in (1, 7, 500, 2500):
+        lender = Lender(more)
+        reader = receiver.reader(max_message_size=3000, buffers=lender, view=view)
+        messages = []
+        for position in range(0, len(wire), step):
+            messages += reader.feed(wire[position : position + step])
+            received = max(position + step - (len(start) - 2000), 0)
+            assert messages or len(lender.lent) == (received > 0)
+            assert all(size <= min(2 * received, 3000) for size in lender.asked)
+        assert [lender.take_back(message.data) for message in messages] == [payload]
+        assert lender.lent == {}
+        assert len(lender.asked) <= 13
+        assert all(size >= 2 * less for less, size in pairwise([*lender.asked[:-1], 2**62]))
+
+
+def test_whole_messages_borrow_nothing(receiver: Receiver) -> None:
+    """A message that arrives whole is built from what was read, and so are control frames in pieces."""
+    lender = Lender()
+    reader = receiver.reader(buffers=lender)
+    wire = receiver.frame(TEXT, b"text") + receiver.frame(BINARY, b"binary") + receiver.frame(BINARY)
+    assert len(trace(reader, [wire * 3, *bytewise(receiver.frame(PING, b"x" * 100))]).messages) == 10
+    assert (
+        trace(reader, bytewise(receiver.frame(BINARY) * 2)).messages == [Message(MessageType.BINARY, b"")] * 2
+    )
+    assert lender.asked == []
+
+
+@pytest.mark.attack("F17")
+def test_declared_length_borrows_nothing(receiver: Receiver) -> None:
+    """Of a frame that announces 4 GiB what has arrived is stored, and nothing is before it arrives."""
+    lender = Lender()
+    reader = receiver.reader(max_message_size=2**33, buffers=lender)
+    wire = receiver.frame(BINARY, b"x" * 100, length=2**32)
+    reader.feed(wire[:-100])
+    assert lender.asked == []
+    reader.feed(wire[-100:])
+    assert lender.asked == [100]
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("83", 1002),
+        ("800180", 1007),
+        ("807f7fffffffffffffff", 1009),
+        ("0000" * 1030, 1008),
+        ("880203e8", None),
+    ],
+)
+def test_storage_goes_back_when_the_reading_ends(build: ModuleType, end: str, code: int | None) -> None:
+    """A violation, and a Close, give back what there is of an unfinished message; nothing is lent after."""
+    for cutting in (bytewise, lambda wire: [wire]):
+        lender = Lender()
+        reader = build.MessageReader(masked=False, max_message_size=100, buffers=lender)
+        reader.feed(build_frame(TEXT, b"start", fin=False))
+        assert len(lender.lent) == 1
+        assert trace(reader, cutting(bytes.fromhex(end))).code == code
+        assert (lender.lent, reader.finished) == ({}, True)
+        assert reader.feed(build_frame(TEXT, b"more")) == []
+        reader.close()
+        assert lender.lent == {}
+
+
+@pytest.mark.parametrize("fed", [0, 1, 5, 8, 20])
+def test_reader_that_is_closed_gives_back_what_it_has(receiver: Receiver, fed: int) -> None:
+    """After close, in a message or between two, nothing is borrowed and nothing is read; twice is fine."""
+    lender = Lender()
+    reader = receiver.reader(buffers=lender)
+    reader.feed(receiver.frame(BINARY, b"x" * 50)[:fed])
+    for _ in range(2):
+        reader.close()
+        assert (reader.finished, reader.error, lender.lent) == (True, None, {})
+    assert reader.feed(receiver.frame(TEXT, b"late")) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 126, 5000, 70_000])
+@pytest.mark.parametrize("borrowed", [True, False])
+def test_view_is_the_message_and_belongs_to_its_receiver(
+    receiver: Receiver, size: int, borrowed: bool
+) -> None:
+    """With view on, binary data is a view of its exact length, over a buffer the reader has no hold on."""
+    payload = bytes(i % 251 for i in range(size))
+    wire = receiver.frame(BINARY, payload)
+    fragments = receiver.frame(BINARY, payload[:3], fin=False) + receiver.frame(CONTINUATION, payload[3:])
+    for pieces in ([wire], [fragments], cut(wire, [1, 9, size // 2]), cut(fragments, [size, size + 9])):
+        lender = Lender(more=10)
+        reader = receiver.reader(max_message_size=70_000, view=True, buffers=lender if borrowed else None)
+        messages = [message for piece in pieces for message in reader.feed(piece)]
+        ((type_, data),) = messages
+        assert type_ is MessageType.BINARY
+        assert isinstance(data, memoryview)
+        assert (data.nbytes, data.format, data.ndim, data.readonly) == (size, "B", 1, False)
+        assert isinstance(data.obj, bytearray)
+        assert list(lender.lent) == ([id(data.obj)] if borrowed else [])
+        data[:0] = b""
+        before = bytes(data)
+        reader.feed(wire)
+        assert data == before == payload
+        if borrowed:
+            lender.take_back(data)
+        else:
+            buffer = data.obj
+            data.release()
+            buffer.append(0)  # a BufferError while the reader has a hold on it
+
+
+@pytest.mark.parametrize("utf8", [True, False])
+def test_only_binary_data_is_a_view(receiver: Receiver, utf8: bool) -> None:
+    """Text is str, or bytes when it is not checked, and control frames are bytes, with view on as well."""
+    wire = receiver.frame(TEXT, b"a", fin=False) + receiver.frame(PING, b"b") + receiver.frame(CONTINUATION)
+    wire += receiver.frame(TEXT, b"c") + receiver.frame(CLOSE, b"\x03\xe8")
+    lender = Lender()
+    reader = receiver.reader(view=True, utf8=utf8, buffers=lender)
+    text = str if utf8 else bytes
+    assert [type(message.data) for message in reader.feed(wire)] == [bytes, text, text, bytes]
+    assert lender.lent == {}
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_inflated_message_is_stored_like_any_other(receiver: Receiver, view: bool) -> None:
+    """What comes out of the inflater is borrowed for, given back, and delivered as a view if wanted."""
+    payload = bytes(i % 251 for i in range(2000))
+    wire = receiver.frame(BINARY, deflate(payload), rsv=4)
+    for pieces in ([wire], bytewise(wire)):
+        lender = Lender()
+        reader = receiver.reader(max_message_size=2000, inflater=Zlib(), buffers=lender, view=view)
+        ((_, data),) = trace(reader, pieces).messages
+        assert isinstance(data, memoryview if view else bytes)
+        assert max(lender.asked) == 2000
+        assert lender.take_back(data) == payload
+        assert lender.lent == {}
+
+
+class Broken:
+    """Buffers and inflater that answer with anything but what they were asked for."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def take(self, size: int) -> Any:
+        """Answer."""
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def give(self, buffer: bytearray) -> None:
+        """Take anything."""
+
+    def inflate(self, data: bytes, max_length: int) -> Any:
+        """Answer."""
+        return self.take(0)
+
+    finish = take
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "match"),
+    [
+        (b"x" * 100, TypeError, r"^buffers: take\(\) returned no bytearray but bytes$"),
+        (None, TypeError, r"^buffers: take\(\) returned no bytearray but NoneType$"),
+        (bytearray(3), ValueError, r"^buffers: take\(5\) returned a buffer of 3 bytes$"),
+        (MemoryError("none left"), MemoryError, "^none left$"),
+    ],
+)
+def test_buffers_that_fail_end_the_reading(
+    receiver: Receiver, answer: Any, error: type[Exception], match: str
+) -> None:
+    """An error of the buffers, or a buffer that is none or too short, comes out of feed, and ends it all."""
+    reader = receiver.reader(buffers=Broken(answer), view=True)
+    with pytest.raises(error, match=match):
+        reader.feed(receiver.frame(BINARY, b"12345"))
+    assert (reader.finished, reader.error) == (True, None)
+    assert reader.feed(receiver.frame(BINARY, b"12345")) == []
+    reader.close()
+
+
+def test_buffers_may_refuse_like_a_violation(receiver: Receiver) -> None:
+    """A RemoteProtocolError of the buffers fails the connection with its code."""
+    refusal = RemoteProtocolError(1013, "no room")
+    reader = receiver.reader(buffers=Broken(refusal))
+    wire = receiver.frame(PING, b"x") + receiver.frame(BINARY, b"12345", fin=False)
+    assert trace(reader, [wire]) == Trace([Message(MessageType.PING, b"x")], 1013, "no room", finished=True)
+    assert reader.error is not refusal
+
+
+def test_inflater_that_fails_ends_the_reading(receiver: Receiver) -> None:
+    """An error of the inflater that is no violation comes out of feed, and the storage goes back."""
+    lender = Lender()
+    start = receiver.frame(BINARY, b"12345", fin=False, rsv=4)
+
+    class Fails(Greedy):
+        def finish(self, max_length: int) -> bytes:
+            """Fail."""
+            raise MemoryError
+
+    reader = receiver.reader(buffers=lender, inflater=Fails())
+    reader.feed(start)
+    assert len(lender.lent) == 1
+    with pytest.raises(MemoryError):
+        reader.feed(receiver.frame(CONTINUATION))
+    assert (reader.finished, reader.error, lender.lent) == (True, None, {})
+    assert reader.feed(start) == []
+
+
+@pytest.mark.parametrize("size", [-1, 2**63, -(2**70), 2**70])
+def test_limit_beyond_any_frame_is_refused(build: ModuleType, size: int) -> None:
+    """max_message_size is 0 to 2**63 - 1, or a ValueError that names it."""
+    with pytest.raises(ValueError, match=rf"^max_message_size: 0 to 2\*\*63 - 1 bytes, not {size}$"):
+        build.MessageReader(masked=True, max_message_size=size)
+
+
 # Properties of any stream.
-
-
-def encoded(data: str | bytes | memoryview) -> bytes:
-    """Get the payload that a message's data has on the wire."""
-    return data.encode() if isinstance(data, str) else bytes(data)
 
 
 texts = st.builds(Message, st.just(MessageType.TEXT), st.text(max_size=60))
@@ -1397,6 +1699,165 @@ def test_any_frame_equals_the_naive_one(
     assert built == build_frame(opcode, payload, fin=fin, rsv=4 if rsv1 else 0, key=key)
 
 
+@pytest.mark.parametrize("key", [None, KEY], ids=["unmasked", "masked"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "hello", "caf\u00e9 \U0001f600", "x" * 126, "\u20ac" * 30_000, "\0"]
+)
+def test_frame_takes_text(build: ModuleType, text: str, key: bytes | None) -> None:
+    """A str is framed as its UTF-8, whatever the opcode."""
+    for opcode in (TEXT, BINARY, CONTINUATION):
+        assert build.frame(opcode, text, masking_key=key) == build_frame(opcode, text.encode(), key=key)
+    with pytest.raises(UnicodeEncodeError):
+        build.frame(TEXT, text + "\ud800", masking_key=key)
+
+
+CONTIGUOUS: list[Any] = [
+    b"abcd",
+    bytearray(b"abcd"),
+    memoryview(b"xabcdx")[1:5],
+    memoryview(b"abcd").cast("B", (2, 2)),
+    memoryview(b"abcd").cast("c"),
+    array("H", b"abcd"),
+    memoryview(array("i", b"abcd")),
+    memoryview(b""),
+    array("d"),
+]
+
+
+@pytest.mark.parametrize("data", CONTIGUOUS)
+def test_everything_takes_every_contiguous_buffer(build: ModuleType, data: Any) -> None:
+    """frame, mask and feed take the bytes of any contiguous buffer, whatever its items are."""
+    payload = memoryview(data).tobytes()
+    assert build.frame(BINARY, data) == build_frame(BINARY, payload)
+    assert build.frame(BINARY, data, masking_key=KEY) == build_frame(BINARY, payload, key=KEY)
+    assert build.mask(data, KEY) == xor(payload, KEY)
+    reader = build.MessageReader(masked=False, max_message_size=1000)
+    assert reader.feed(b"\x82\x04ab"[:3]) == []
+    assert reader.feed(data) == ([Message(MessageType.BINARY, b"aabc")] if payload else [])
+    assert reader.feed(b"") == []
+
+
+@pytest.mark.parametrize("data", [3, None, [1, 2], object()])
+def test_nothing_takes_what_is_not_bytes_like(build: ModuleType, data: Any) -> None:
+    """frame, mask and feed refuse what has no bytes with a TypeError that names argument and type."""
+    reader = build.MessageReader(masked=False, max_message_size=1000)
+    name = type(data).__name__
+    with pytest.raises(TypeError, match=f"^payload: a bytes-like object is needed, not {name}$"):
+        build.frame(BINARY, data)
+    with pytest.raises(TypeError, match=f"^data: a bytes-like object is needed, not {name}$"):
+        build.mask(data, KEY)
+    with pytest.raises(TypeError, match=f"^data: a bytes-like object is needed, not {name}$"):
+        reader.feed(data)
+    assert reader.feed(b"\x82\x01a") == [Message(MessageType.BINARY, b"a")]
+
+
+@pytest.mark.parametrize("data", [memoryview(b"abcdef")[::2], memoryview(b"abc")[::-1]])
+def test_nothing_takes_a_view_with_gaps(build: ModuleType, data: memoryview) -> None:
+    """frame, mask and feed refuse a view whose bytes do not lie behind each other."""
+    reader = build.MessageReader(masked=False, max_message_size=1000)
+    with pytest.raises(TypeError, match=r"^payload: a contiguous bytes-like object is needed$"):
+        build.frame(BINARY, data)
+    with pytest.raises(TypeError, match=r"^data: a contiguous bytes-like object is needed$"):
+        build.mask(data, KEY)
+    with pytest.raises(TypeError, match=r"^data: a contiguous bytes-like object is needed$"):
+        reader.feed(data)
+
+
+def test_text_is_not_masked_and_not_read(build: ModuleType) -> None:
+    """Mask and feed are for bytes: a str is a TypeError."""
+    reader = build.MessageReader(masked=False, max_message_size=1000)
+    calls: list[Callable[[], object]] = [lambda: build.mask("text", KEY), lambda: reader.feed("text")]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^data: a bytes-like object is needed, not str$"):
+            call()
+
+
+@pytest.mark.parametrize("opcode", [-1, 16, 255, 2**70, -(2**70)])
+def test_frame_refuses_an_opcode_of_more_than_four_bits(build: ModuleType, opcode: int) -> None:
+    """An opcode that has no place in a frame is a ValueError; reserved ones can be framed."""
+    with pytest.raises(ValueError, match=f"^opcode: 0 to 15, not {opcode}$"):
+        build.frame(opcode, b"")
+    assert build.frame(15, b"") == b"\x8f\x00"
+
+
+def test_masking_key_is_four_bytes(build: ModuleType) -> None:
+    """Frame and mask refuse a key that is shorter or longer, or no bytes, and name the argument."""
+    for key in (b"", b"123", b"12345"):
+        with pytest.raises(ValueError, match=f"^masking_key: 4 bytes are needed, not {len(key)}$"):
+            build.frame(BINARY, b"x", masking_key=key)
+        with pytest.raises(ValueError, match=f"^key: 4 bytes are needed, not {len(key)}$"):
+            build.mask(b"x", key)
+    with pytest.raises(TypeError, match=r"^masking_key: bytes are needed, not str$"):
+        build.frame(BINARY, b"x", masking_key="1234")
+    with pytest.raises(TypeError, match=r"^key: bytes are needed, not NoneType$"):
+        build.mask(b"x", None)
+
+
+def test_arguments_are_taken_by_name_or_place(build: ModuleType) -> None:
+    """Opcode, payload, data and key can be named; what else there is must be, and nothing else is taken."""
+    assert build.frame(opcode=2, payload=b"x", masking_key=None) == build.frame(2, payload=b"x", fin=1)
+    assert build.mask(data=b"x", key=KEY, in_place=0) == build.mask(b"x", key=KEY)
+    wrong: list[Callable[[], object]] = [
+        lambda: build.frame(2),
+        lambda: build.frame(payload=b"x"),
+        lambda: build.frame(2, b"x", True),
+        lambda: build.frame(2, b"x", opcode=2),
+        lambda: build.frame(2, b"x", key=KEY),
+        lambda: build.frame("2", b"x"),
+        lambda: build.frame(2.0, b"x"),
+        lambda: build.mask(b"x"),
+        lambda: build.mask(b"x", KEY, True),
+        lambda: build.mask(b"x", KEY, data=b"x"),
+        lambda: build.mask(b"x", KEY, inplace=True),
+        lambda: build.MessageReader(True, 100),
+        lambda: build.MessageReader(masked=True),
+        lambda: build.MessageReader(max_message_size=100),
+        lambda: build.MessageReader(masked=True, max_message_size="100"),
+        lambda: build.MessageReader(masked=True, max_message_size=100, limit=1),
+        lambda: build.MessageReader(masked=True, max_message_size=100).feed(),
+    ]
+    for call in wrong:
+        with pytest.raises(TypeError):
+            call()
+
+
+def writable_view(data: bytes) -> memoryview:
+    """Make a view through which a copy of the data can be changed."""
+    return memoryview(bytearray(data))
+
+
+@pytest.mark.attack("F29")
+@pytest.mark.parametrize("take", [bytearray, writable_view])
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 7, 8, 9, 31, 33, 1023, 1024, 1025, 70_001])
+def test_mask_in_place_changes_the_data_itself(build: ModuleType, size: int, take: Any) -> None:
+    """In place, what was given is masked and returned, and again gives what it was."""
+    plain = bytes(i % 253 for i in range(size))
+    data = take(plain)
+    assert build.mask(data, KEY, in_place=True) is data
+    assert data == xor(plain, KEY)
+    assert build.mask(data, KEY, in_place=True) == plain
+
+
+@pytest.mark.attack("F29")
+def test_mask_in_place_changes_nothing_else(build: ModuleType) -> None:
+    """A view of some bytes has those masked, whatever its items are, and not the bytes beside it."""
+    for start in range(9):
+        memory = bytearray(range(100))
+        build.mask(memoryview(memory)[start:50], KEY, in_place=True)
+        assert memory == bytes(range(start)) + xor(bytes(range(start, 50)), KEY) + bytes(range(50, 100))
+    numbers = array("H", bytes(range(20)))
+    assert build.mask(numbers, KEY, in_place=True) is numbers
+    assert numbers.tobytes() == xor(bytes(range(20)), KEY)
+
+
+@pytest.mark.parametrize("data", [b"abc", memoryview(b"abc"), memoryview(bytearray(3)).toreadonly()])
+def test_mask_in_place_refuses_what_cannot_be_changed(build: ModuleType, data: Any) -> None:
+    """Bytes, and views of bytes, are not changed: a TypeError says what was wrong."""
+    message = f"^data: it is to be masked in place, and {type(data).__name__} is not writable$"
+    with pytest.raises(TypeError, match=message):
+        build.mask(data, KEY, in_place=True)
+
+
 # framing.py: the build in use, and frames made ahead of time.
 
 
@@ -1422,6 +1883,14 @@ def test_frame_made_once_is_a_whole_message(opcode: Opcode) -> None:
     """Fragments and control frames cannot be framed ahead: a ValueError that names the field."""
     with pytest.raises(ValueError, match=f"^opcode: .*{opcode.name}"):
         framing.Frame(opcode, b"")
+
+
+@pytest.mark.parametrize("data", [b"text", bytearray(b"text"), None, 3])
+def test_frame_text_refuses_what_is_not_text(data: Any) -> None:
+    """Bytes and everything else that is not str are a TypeError that says what takes bytes."""
+    message = f"^data: text is str, not {type(data).__name__}; frame_bin takes bytes$"
+    with pytest.raises(TypeError, match=message):
+        framing.frame_text(data)
 
 
 def test_frame_text_refuses_a_lone_surrogate() -> None:
