@@ -29,6 +29,7 @@ from .deadlines import Deadline, Deadlines
 from .events import CloseCode, Message, MessageType, build_close
 from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame
+from .from_thread import FromThread
 from .handler import Dispatch
 from .protocol import Move, Protocol, Role, State
 from .transport import Address, StreamTransport
@@ -157,6 +158,12 @@ class Conn(ObjectStream["str | bytes"]):
         """The typed attributes of the stream below: addresses, TLS."""
         attributes: Mapping[Any, Callable[[], Any]] = self._transport.extra_attributes
         return attributes
+
+    @property
+    def from_thread(self) -> FromThread:
+        """The same connection for other threads: ``conn.from_thread.write("hello")`` blocks its thread."""
+        closed = partial(self._closed_error, sending=True)
+        return FromThread(self, self._deadlines.thread, closed)
 
     # --- writing: RFC 6455 §6.1 -------------------------------------------------------------------
 

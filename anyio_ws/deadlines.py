@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import anyio
 
+from .from_thread import LoopThread
+
 
 class Deadline:
     """A callback that is due at some time, until it is cancelled."""
@@ -29,9 +31,13 @@ class Deadline:
 
 
 class Deadlines:
-    """The deadlines of a server or a client; :meth:`run` must run in a task of its own."""
+    """The deadlines of a server or a client; :meth:`run` must run in a task of its own.
+
+    :ivar thread: the event loop that they belong to, and with them the connections
+    """
 
     def __init__(self) -> None:
+        self.thread = LoopThread()
         self._heap: list[tuple[float, int, Deadline]] = []
         self._order = itertools.count()
         self._earlier = anyio.Event()
