@@ -4,6 +4,7 @@ from ._version import __version__
 from .client import Client, connect
 from .config import ClientConfig, Config, HandshakeConfig
 from .conn import Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
+from .deflate import Compression
 from .events import CloseCode, Message, MessageType, Opcode
 from .exceptions import (
     ConnectionClosed,
@@ -26,6 +27,7 @@ __all__ = [
     "Client",
     "ClientConfig",
     "CloseCode",
+    "Compression",
     "Config",
     "Conn",
     "ConnectionBroken",

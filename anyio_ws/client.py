@@ -22,6 +22,7 @@ from anyio.streams.tls import TLSStream
 from .config import ClientConfig
 from .conn import Conn
 from .deadlines import Deadlines
+from .deflate import accept, offer
 from .events import CloseCode, MessageType
 from .exceptions import InvalidResponse, LocalProtocolError
 from .handler import settle
@@ -125,7 +126,13 @@ class Client(Conn):
         parsed = parse_header_block(headers) if isinstance(headers, str) else Headers(headers)
         key = build_key()
         request = build_request(
-            path, self._authority, key, headers=parsed, subprotocols=offered, origin=origin
+            path,
+            self._authority,
+            key,
+            headers=parsed,
+            subprotocols=offered,
+            origin=origin,
+            extensions=offer(config.compression) if config.compression else "",
         )
         if len(request) > config.buffer_size:
             raise ValueError(
@@ -147,7 +154,7 @@ class Client(Conn):
             response = await receive_head(self._transport, reader)
         except anyio.BrokenResourceError as exc:
             raise InvalidResponse("the connection was lost during the opening handshake") from exc
-        subprotocol = check_response(response, key, offered)
+        answer = check_response(response, key, offered)
         config = self._config
         assert isinstance(config, ClientConfig)
         wanted = {
@@ -156,7 +163,8 @@ class Client(Conn):
             MessageType.CLOSE: config.handle_close,
         }
         manual = frozenset(type_ for type_, handle in wanted.items() if handle)
-        self.open(subprotocol, manual=manual, early=reader.rest)
+        compression = accept(answer.extensions, config.compression)
+        self.open(answer.subprotocol, compression=compression, manual=manual, early=reader.rest)
 
     async def _leave_block(self, error: BaseException | None) -> None:
         """Close at the end of a ``connect()`` block, with the code that tells how it ended."""

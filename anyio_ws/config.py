@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from .deflate import Compression
 from .http11 import is_token
 
 
@@ -50,6 +51,8 @@ class _ConnectionConfig:
     :ivar outbox_size: bytes that may wait to be sent; above this mark writing waits
     :ivar subprotocols: the subprotocols, in order of preference: those a server speaks, of which it
         chooses the first that the client offers; those a client offers
+    :ivar compression: how messages are compressed where the peer agrees (RFC 7692); ``None`` to neither
+        offer nor accept it
     """
 
     utf8: Literal["strict", "off"] = "strict"
@@ -60,6 +63,7 @@ class _ConnectionConfig:
     inbox_size: int = 65_536
     outbox_size: int = 65_536
     subprotocols: Sequence[str] = ()
+    compression: Compression | None = field(default_factory=Compression)
 
     def __post_init__(self) -> None:
         if self.utf8 not in ("strict", "off"):
@@ -73,6 +77,7 @@ class _ConnectionConfig:
         _check_int("inbox_size", self.inbox_size, 1)
         _check_int("outbox_size", self.outbox_size, 0)
         object.__setattr__(self, "subprotocols", _checked_subprotocols(self.subprotocols))
+        _check_type("compression", self.compression, (Compression, type(None)), "a Compression or None")
 
 
 def _checked_subprotocols(value: object) -> tuple[str, ...]:

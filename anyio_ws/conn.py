@@ -26,6 +26,7 @@ from anyio.abc import ObjectStream
 
 from .config import ClientConfig, Config
 from .deadlines import Deadline, Deadlines
+from .deflate import Deflater, Inflater, Parameters, build_codec
 from .events import CloseCode, Message, MessageType, build_close
 from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame
@@ -78,6 +79,7 @@ class Conn(ObjectStream["str | bytes"]):
         self._config = config
         self._manual: frozenset[MessageType] = frozenset()
         self._subprotocol: str | None = None
+        self._compression: Parameters | None = None
         # The inbox.
         self._inbox: deque[Message] = deque()
         self._inbox_bytes = 0
@@ -130,6 +132,11 @@ class Conn(ObjectStream["str | bytes"]):
         return self._subprotocol
 
     @property
+    def compression(self) -> Parameters | None:
+        """What was negotiated about compression, ``None`` when messages are not compressed (RFC 7692)."""
+        return self._compression
+
+    @property
     def close_code(self) -> int | None:
         """The close code of a connection that has ended or is ending, ``None`` before.
 
@@ -167,7 +174,7 @@ class Conn(ObjectStream["str | bytes"]):
 
     # --- writing: RFC 6455 §6.1 -------------------------------------------------------------------
 
-    async def write(self, data: str) -> None:
+    async def write(self, data: str, *, compress: bool = True) -> None:
         """Send a text message.
 
         Waits while more than ``outbox_size`` bytes wait to be sent, then takes the message in one step;
@@ -175,6 +182,8 @@ class Conn(ObjectStream["str | bytes"]):
         taken, not when it has been received.
 
         :param data: the text
+        :param compress: ``False`` to send it uncompressed, whatever was negotiated: who can mix guesses
+            into a message beside a secret, and sees how long it gets, finds the secret out (RFC 7692 §8)
         :raises ConnectionClosed: when the connection is closed, or closes while this waits
         :raises LocalProtocolError: during the opening handshake, or inside a fragmented message
         :raises TypeError: when *data* is not ``str``
@@ -183,49 +192,65 @@ class Conn(ObjectStream["str | bytes"]):
         Cancellation: while this waits, nothing is sent; afterwards the message goes out whole.
         """
         await self._wait_for_room()
-        self._hand_over(self._protocol.send_text, data)
+        self._hand_over(self._protocol.send_text, data, compress)
 
     write_text = write
 
-    async def write_bin(self, data: bytes | bytearray | memoryview) -> None:
+    async def write_bin(self, data: bytes | bytearray | memoryview, *, compress: bool = True) -> None:
         """Send a binary message; waits, raises and is cancelled like :meth:`write`.
 
         :param data: any bytes-like object; it is copied before this returns
+        :param compress: as for :meth:`write`
         :raises TypeError: when *data* is not bytes-like
         """
         await self._wait_for_room()
-        self._hand_over(self._protocol.send_bin, data)
+        self._hand_over(self._protocol.send_bin, data, compress)
 
-    def write_nowait(self, data: str | bytes | bytearray | memoryview) -> None:
+    def write_nowait(self, data: str | bytes | bytearray | memoryview, *, compress: bool = True) -> None:
         """Send a message without waiting: text for ``str``, binary for a bytes-like object.
 
+        :param compress: as for :meth:`write`
         :raises anyio.WouldBlock: when more than ``outbox_size`` bytes wait to be sent; raises otherwise
             like :meth:`write`
         """
         if self._transport.full and not self.is_closed:
             raise anyio.WouldBlock
-        self._hand_over(self._protocol.send_text if isinstance(data, str) else self._protocol.send_bin, data)
+        encode: Callable[..., bytes] = self._protocol.send_text
+        if not isinstance(data, str):
+            encode = self._protocol.send_bin
+        self._hand_over(encode, data, compress)
 
     async def write_framed(self, frame: Frame) -> None:
-        """Send a message framed ahead of time; waits, raises and is cancelled like :meth:`write`."""
+        """Send a message framed ahead of time; waits, raises and is cancelled like :meth:`write`.
+
+        Where messages are compressed the frame is, once for all connections alike. That ends the context
+        of this one, so that the next message is compressed as if it were the first.
+        """
         await self._wait_for_room()
         self._hand_over(self._protocol.send_prepared, frame)
 
     async def write_frame(
-        self, opcode: int, data: bytes | bytearray | memoryview = b"", *, fin: bool = True
+        self,
+        opcode: int,
+        data: bytes | bytearray | memoryview = b"",
+        *,
+        fin: bool = True,
+        compress: bool = False,
     ) -> None:
         """Send one frame; waits, raises and is cancelled like :meth:`write`.
 
         :param opcode: an :class:`Opcode`
         :param data: the payload
         :param fin: ``False`` when fragments of the message follow (RFC 6455 §5.4)
+        :param compress: with the first frame of a message: compress it and all its fragments, each so that
+            it can be read when it arrives, where that was negotiated
         :raises LocalProtocolError: when the frame is not allowed here: a continuation without a message,
             another message inside a fragmented one
         :raises ValueError: when the frame is never allowed: an unknown opcode, a fragmented or too long
             control frame, a Close that may not be sent
         """
         await self._wait_for_room()
-        self._hand_over(partial(self._protocol.send_frame, opcode, fin=fin), data)
+        self._hand_over(partial(self._protocol.send_frame, fin=fin, compress=compress), opcode, data)
         self._closing_moved()
 
     async def write_ping(self, data: bytes | bytearray | memoryview = b"") -> None:
@@ -263,10 +288,10 @@ class Conn(ObjectStream["str | bytes"]):
         self._latency = time.perf_counter() - sent
         return self._latency
 
-    async def send(self, item: str | bytes) -> None:
+    async def send(self, item: str | bytes, *, compress: bool = True) -> None:
         """Send a message: text for ``str``, binary for a bytes-like object; like :meth:`write`."""
         await self._wait_for_room()
-        self.write_nowait(item)
+        self.write_nowait(item, compress=compress)
 
     async def _wait_for_room(self) -> None:
         while self._transport.full and not self.is_closed:
@@ -274,11 +299,15 @@ class Conn(ObjectStream["str | bytes"]):
                 self._room = anyio.Event()
             await self._room.wait()
 
-    def _hand_over(self, encode: Callable[[Any], bytes], data: Any) -> None:
+    def _hand_over(self, encode: Callable[..., bytes], *arguments: object) -> None:
         """Encode and hand over, in one step that nothing can come between."""
         if self.is_closed:
             raise self._closed_error(sending=True)
-        self._transport.write(encode(data))
+        try:
+            self._transport.write(encode(*arguments))
+        except BaseException:
+            self._protocol.forget_context()  # what was compressed may not have been sent
+            raise
 
     # --- receiving: RFC 6455 §6.2 -----------------------------------------------------------------
 
@@ -516,6 +545,7 @@ class Conn(ObjectStream["str | bytes"]):
         self,
         subprotocol: str | None,
         *,
+        compression: Parameters | None = None,
         manual: frozenset[MessageType] = frozenset(),
         busy: bool = False,
         early: bytes = b"",
@@ -523,6 +553,7 @@ class Conn(ObjectStream["str | bytes"]):
         """Begin, after the opening handshake.
 
         :param subprotocol: what was agreed on
+        :param compression: what was agreed on
         :param manual: the control frames that are handed over, and not answered here
         :param busy: a hook is at work until :meth:`dispatch_all` begins
         :param early: bytes that came behind the head of the opening handshake
@@ -530,13 +561,20 @@ class Conn(ObjectStream["str | bytes"]):
         self._busy = busy
         self._subprotocol = subprotocol
         self._manual = manual
-        self._protocol.opened()
+        self._compression = compression
+        self._protocol.opened(self._build_codec())
         if self._config.ping_interval is not None:
             self._keepalive = self._deadlines.call_later(self._config.ping_interval, self._send_keepalive)
         if early:
             self.data_received(early)
         if self._inbox_bytes < self._config.inbox_size:
             self._transport.resume()
+
+    def _build_codec(self) -> tuple[Deflater, Inflater] | None:
+        if self._compression is None or self._config.compression is None:
+            return None
+        is_client = self._protocol.role is Role.CLIENT
+        return build_codec(self._compression, self._config.compression, client=is_client)
 
     def data_received(self, data: bytes) -> None:
         """Deal with received bytes: answer control frames, put messages into the inbox."""

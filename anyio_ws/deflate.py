@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
@@ -54,10 +56,11 @@ def _load(backend: str) -> Any:
 class Compression:
     """How messages are compressed, and what an end asks of its peer (RFC 7692 §7.1).
 
-    A context kept from one message to the next makes small, similar messages several times smaller. It
-    takes memory from the first compressed message to the end of the connection: with the defaults
-    38 KiB to compress and 11 KiB to inflate; with windows of 15 bits and memory level 8, 262 KiB and
-    39 KiB. Without a context the memory is given back after each message.
+    A context kept from one message to the next makes small, similar messages several times smaller, and
+    takes memory until it is given up. What this end keeps to compress with is bounded for the whole
+    process by *contexts*; what it keeps to inflate with is not its own to give up. So by default servers
+    keep a context and clients do not: a server holds nothing for an idle connection but the contexts that
+    it bounds itself, 38 KiB each. ``docs/compression.md`` has the figures.
 
     :ivar server_max_window_bits: the server compresses with a window of at most 2 to this power bytes,
         9 to 15
@@ -65,6 +68,9 @@ class Compression:
         window keeps to 15
     :ivar server_no_context_takeover: the server keeps no context between messages
     :ivar client_no_context_takeover: the client keeps no context between messages
+    :ivar contexts: how many connections of a process, among those with these settings, keep a context
+        to compress with; of more, the one that sent least recently starts afresh (which §7.2.1 allows
+        a sender at any time)
     :ivar level: 0 for the fastest to 9 for the smallest, -1 for what the backend takes for balanced
     :ivar memory_level: the compressor's memory, 1 for the least to 9 for the fastest
     :ivar threshold: bytes below which a message is sent uncompressed. Under 64 a message on its own
@@ -76,7 +82,8 @@ class Compression:
     server_max_window_bits: int = 12
     client_max_window_bits: int = 12
     server_no_context_takeover: bool = False
-    client_no_context_takeover: bool = False
+    client_no_context_takeover: bool = True
+    contexts: int = 64
     level: int = -1
     memory_level: int = 5
     threshold: int = 64
@@ -94,6 +101,7 @@ class Compression:
                 raise ValueError(f"{name}: True or False is needed, not {getattr(self, name)!r}")
         for name in _WINDOW_BITS:
             self._check(name, 9, 15)
+        self._check("contexts", 1, 2**62)
         self._check("level", -1, _HIGHEST_LEVELS[self.backend])
         self._check("memory_level", 1, 9)
         self._check("threshold", 0, 2**62)
@@ -122,15 +130,16 @@ class Parameters(NamedTuple):
     client_max_window_bits: int = 15
 
 
-def negotiate(offers: Iterable[Extension], settings: Compression) -> tuple[Parameters, str] | None:
+def negotiate(offers: Iterable[Extension], settings: Compression | None) -> tuple[Parameters, str] | None:
     """Answer a client's offers: take the first that is correct (§5, §7.1).
 
     :param offers: what ``Sec-WebSocket-Extensions`` of the request says
+    :param settings: ``None`` declines them all
     :return: what is negotiated, and the value of ``Sec-WebSocket-Extensions`` for the 101; ``None``
         when messages will not be compressed
     """
     for extension in offers:
-        if extension.name == NAME:
+        if settings is not None and extension.name == NAME:
             try:
                 return _answer(_parse(extension, offered=True), settings)
             except ValueError:  # §7.1: "A server MUST decline an extension negotiation offer"
@@ -172,20 +181,21 @@ def offer(settings: Compression) -> str:
     )
 
 
-def accept(extensions: Iterable[Extension], settings: Compression) -> Parameters | None:
+def accept(extensions: Iterable[Extension], settings: Compression | None) -> Parameters | None:
     """Check a server's answer to what :func:`offer` built from the same settings (§5, §7.1).
 
     Where the server passes over a wish of the offer its window may be larger than we asked for, or be
     kept; that costs memory and breaks nothing.
 
     :param extensions: what ``Sec-WebSocket-Extensions`` of the 101 says
+    :param settings: ``None`` when nothing was offered
     :return: what is negotiated; ``None`` when messages will not be compressed
     :raises InvalidResponse: when it names anything that was not offered, or says it wrongly
     """
     answers = list(extensions)
     if not answers:
         return None
-    if len(answers) > 1 or answers[0].name != NAME:
+    if settings is None or len(answers) > 1 or answers[0].name != NAME:
         raise InvalidResponse("the server chose an extension that we did not offer, or one twice")
     try:
         said = _parse(answers[0], offered=False)
@@ -245,24 +255,74 @@ def build_codec(parameters: Parameters, settings: Compression, *, client: bool) 
     return Deflater(*sent, settings), Inflater(*received, backend)
 
 
+class _Contexts:
+    """The deflaters that keep a context, the least recently used first; beyond a limit that one forgets it.
+
+    Connections of several threads may meet here: each step is one operation of the dictionary, and a
+    deflater that loses its context while it compresses has only taken one message more out of it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Deflater, None] = OrderedDict()
+
+    def keep(self, deflater: Deflater) -> None:
+        """Note that a deflater was used, and that it keeps a context."""
+        self._kept.pop(deflater, None)
+        self._kept[deflater] = None
+        if len(self._kept) > self._limit:
+            self._kept.popitem(last=False)[0].reset()
+
+    def drop(self, deflater: Deflater) -> None:
+        """Note that a deflater keeps no context any more."""
+        self._kept.pop(deflater, None)
+
+
+@cache
+def _contexts_of(settings: Compression) -> _Contexts:
+    """Return what all connections of the process with these settings share."""
+    return _Contexts(settings.contexts)
+
+
 class Deflater:
     """Compresses the messages that one end sends (§7.2.1).
 
     :param takeover: whether the context is kept from one message to the next
     :param window_bits: the window is at most 2 to this power bytes, 8 to 15
-    :param settings: level, memory and backend
+    :param settings: level, memory, backend, and how many contexts there may be
 
-    :ivar threshold: bytes below which a message is better sent uncompressed
+    :ivar kind: the same for deflaters that compress a message on its own to the same bytes
     """
 
-    __slots__ = ("_compressor", "_settings", "_takeover", "_window_bits", "threshold")
+    __slots__ = ("_compressor", "_contexts", "_settings", "_takeover", "_window_bits", "kind")
 
     def __init__(self, takeover: bool, window_bits: int, settings: Compression) -> None:
-        self.threshold = settings.threshold
+        self._contexts = _contexts_of(settings)
+        self.kind = self._contexts, window_bits
         self._takeover = takeover
         self._window_bits = window_bits
         self._settings = settings
         self._compressor: zlib._Compress | None = None
+
+    def shrink(self, data: bytes) -> bytes | None:
+        """Compress a message if that is worth it.
+
+        :param data: the message
+        :return: the payload of the frame, whose RSV1 must be set; it has to be sent, or :meth:`reset`
+            to be called. ``None`` when the message is better sent as it is.
+        """
+        if len(data) < self._settings.threshold:
+            return None
+        compressed = self.compress(data)
+        # With a context what was compressed must be sent: later messages may refer to it.
+        return compressed if self._takeover or len(compressed) < len(data) else None
+
+    def shrink_alone(self, data: bytes) -> bytes | None:
+        """Compress a message as any deflater of this :attr:`kind` would, were it the first.
+
+        After one that came from elsewhere, :meth:`reset` has to be called: the peer's window has moved.
+        """
+        return Deflater(False, self._window_bits, self._settings).shrink(data)
 
     def compress(self, data: bytes, *, fin: bool = True) -> bytes:
         """Compress a message, or one fragment of it.
@@ -278,24 +338,28 @@ class Deflater:
         if not fin:
             return compressed
         if not self._takeover:
-            self.reset()
+            self._compressor = None
+        elif self._compressor is not None:
+            self._contexts.keep(self)
         return compressed[: -len(_TAIL)] or _EMPTY
 
     def _compress(self, data: bytes) -> bytes:
-        if self._compressor is None:
-            self._compressor = _build_compressor(self._window_bits, self._settings)
         try:
-            return self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
+            compressor = self._compressor or _build_compressor(self._window_bits, self._settings)
+            compressed = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
         except BaseException:
             self.reset()
             raise
+        self._compressor = compressor
+        return compressed
 
     def reset(self) -> None:
-        """Forget the context: what was compressed last is not going to be sent.
+        """Forget the context: what was compressed last is not going to be sent, or nothing more is.
 
         What comes next refers to nothing that the peer might lack.
         """
         self._compressor = None
+        self._contexts.drop(self)
 
 
 def _build_compressor(window_bits: int, settings: Compression) -> zlib._Compress:

@@ -7,6 +7,9 @@ Only its absence is tolerated: a compiled module that fails to load is an error,
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Protocol
+
 from ._framing_py import MessageReader, frame, mask
 from .events import Opcode
 
@@ -15,21 +18,50 @@ BUILD = "python"
 __all__ = ["BUILD", "Frame", "MessageReader", "frame", "frame_bin", "frame_text", "mask", "to_bytes"]
 
 
+class Compressor(Protocol):
+    """What a frame needs to be compressed ahead (RFC 7692); ``deflate.py`` has it."""
+
+    @property
+    def kind(self) -> Hashable:
+        """The same for those that give the same bytes."""
+
+    def shrink_alone(self, data: bytes) -> bytes | None:
+        """Compress a message that refers to none before it; ``None`` when it is better sent as it is."""
+
+
 class Frame:
     """A message framed once, to be written many times with ``conn.write_framed``.
 
-    ``bytes(frame)`` is what a server puts on the wire. A client has to mask each sending anew, so it
-    takes the payload and pays for a copy.
+    ``bytes(frame)`` is what a server puts on the wire where messages are not compressed. A client has to
+    mask each sending anew, so it takes the payload and pays for a copy.
+
+    :ivar compress: whether it may be compressed
     """
 
-    __slots__ = ("_framed", "opcode", "payload")
+    __slots__ = ("_compressed", "_framed", "compress", "opcode", "payload")
 
-    def __init__(self, opcode: Opcode, payload: bytes) -> None:
+    def __init__(self, opcode: Opcode, payload: bytes, *, compress: bool = True) -> None:
         if opcode not in (Opcode.TEXT, Opcode.BINARY):
             raise ValueError(f"opcode: text and binary messages can be framed ahead, not {opcode!r}")
         self.opcode = opcode
         self.payload = payload
+        self.compress = compress
         self._framed = frame(opcode, payload)
+        self._compressed: dict[Hashable, bytes | None] = {}
+
+    def compressed(self, compressor: Compressor) -> bytes | None:
+        """Return the frame compressed, ``None`` when it is better sent as it is.
+
+        It is made once for each kind of compressor, on the first call.
+        """
+        if not self.compress:
+            return None
+        try:
+            return self._compressed[compressor.kind]
+        except KeyError:
+            payload = compressor.shrink_alone(self.payload)
+            framed = None if payload is None else frame(self.opcode, payload, rsv1=True)
+            return self._compressed.setdefault(compressor.kind, framed)
 
     def __bytes__(self) -> bytes:
         return self._framed
@@ -41,23 +73,27 @@ class Frame:
         return f"<Frame {self.opcode.name} of {len(self.payload)} bytes>"
 
 
-def frame_text(data: str) -> Frame:
+def frame_text(data: str, *, compress: bool = True) -> Frame:
     """Frame a text message once, to write it many times.
 
+    Where messages are compressed it is compressed once, too.
+
+    :param compress: ``False`` to send it uncompressed everywhere
     :raises TypeError: when *data* is not ``str``
     :raises UnicodeEncodeError: when *data* has a lone surrogate
     """
     if not isinstance(data, str):
         raise TypeError(f"data: text is str, not {type(data).__name__}; frame_bin takes bytes")
-    return Frame(Opcode.TEXT, data.encode())
+    return Frame(Opcode.TEXT, data.encode(), compress=compress)
 
 
-def frame_bin(data: bytes | bytearray | memoryview) -> Frame:
+def frame_bin(data: bytes | bytearray | memoryview, *, compress: bool = True) -> Frame:
     """Frame a binary message once, to write it many times; *data* is copied.
 
+    :param compress: see :func:`frame_text`
     :raises TypeError: when *data* is not bytes-like
     """
-    return Frame(Opcode.BINARY, to_bytes(data))
+    return Frame(Opcode.BINARY, to_bytes(data), compress=compress)
 
 
 def to_bytes(data: bytes | bytearray | memoryview) -> bytes:

@@ -47,14 +47,18 @@ class Handshake(Request):
     """A request that asks for a WebSocket connection, and what the 101 will answer (§4.2).
 
     :ivar subprotocols: the subprotocols the client offers, in its order of preference
+    :ivar extensions: the extensions the client offers, in its order of preference (§9.1)
     :ivar response_headers: headers to add to the 101; add to it while ``init`` runs
     :ivar subprotocol: the subprotocol the 101 will name, ``None`` for none
     """
 
-    def __init__(self, request: Request, key: str, subprotocols: Sequence[str]) -> None:
+    def __init__(
+        self, request: Request, key: str, subprotocols: Sequence[str], extensions: Sequence[Extension] = ()
+    ) -> None:
         super().__init__(request.method, request.url, request.headers, request.remote_address)
         self.key = key
         self.subprotocols = tuple(subprotocols)
+        self.extensions = tuple(extensions)
         self.subprotocol: str | None = None
         self.response_headers = Headers()
 
@@ -100,8 +104,8 @@ def check_request(request: Request) -> Handshake:
         raise InvalidRequest(400, "more than one Sec-WebSocket-Version")
     if versions != ["13"]:  # §4.4
         raise InvalidRequest(426, "only version 13 is spoken here", [("Sec-WebSocket-Version", "13")])
-    parse_extensions(headers)
-    return Handshake(request, keys[0], _offered_subprotocols(headers))
+    extensions = parse_extensions(headers)
+    return Handshake(request, keys[0], _offered_subprotocols(headers), extensions)
 
 
 def _tokens(headers: Headers, name: str) -> list[str]:
@@ -188,9 +192,10 @@ def check_origin(request: Request, origins: Sequence[str] | None) -> None:
     raise InvalidRequest(403, "the origin is not accepted")
 
 
-def accept(handshake: Handshake) -> bytes:
+def accept(handshake: Handshake, extensions: str = "") -> bytes:
     """Build the 101 that opens the connection (§4.2.2 step 5).
 
+    :param extensions: the value of ``Sec-WebSocket-Extensions``; without one no extension is used
     :raises ValueError: when ``response_headers`` has one that the handshake itself writes
     """
     refuse_reserved(handshake.response_headers)
@@ -203,6 +208,8 @@ def accept(handshake: Handshake) -> bytes:
         if not is_token(handshake.subprotocol):
             raise ValueError(f"subprotocol: {shown(handshake.subprotocol)} is not a token")
         pairs.append(("Sec-WebSocket-Protocol", handshake.subprotocol))
+    if extensions:
+        pairs.append(("Sec-WebSocket-Extensions", extensions))
     return build_head("HTTP/1.1 101 Switching Protocols", pairs + handshake.response_headers.pairs())
 
 
@@ -304,6 +311,7 @@ def build_request(
     headers: Headers,
     subprotocols: Sequence[str] = (),
     origin: str | None = None,
+    extensions: str = "",
 ) -> bytes:
     """Build a client's opening handshake (§4.1).
 
@@ -313,6 +321,7 @@ def build_request(
     :param headers: further headers
     :param subprotocols: the subprotocols to offer, in order of preference
     :param origin: the ``Origin``, for a client that acts for a page
+    :param extensions: the value of ``Sec-WebSocket-Extensions``, what is offered
     :raises ValueError: when an argument would not survive the wire, or a header is one that is
         written here; nothing has been sent then
     """
@@ -331,6 +340,8 @@ def build_request(
         raise ValueError("subprotocols: each must be a token, and none be named twice")
     if subprotocols:
         own["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
+    if extensions:
+        own["Sec-WebSocket-Extensions"] = extensions
     if len(headers.get_all("origin")) + (origin is not None) > 1:
         raise ValueError("origin: there can be one only")
     if origin is not None:
@@ -339,8 +350,19 @@ def build_request(
     return build_head(line, own.pairs() + headers.pairs())
 
 
-def check_response(response: Response, key: str, subprotocols: Sequence[str]) -> str | None:
-    """Check that a server's answer opens the connection (§4.1); return the subprotocol it chose.
+class Answer(NamedTuple):
+    """What a server chose of what was offered (§4.2.2).
+
+    :ivar subprotocol: the subprotocol, ``None`` for none
+    :ivar extensions: the extensions; whether they were offered is for whoever knows the offer
+    """
+
+    subprotocol: str | None
+    extensions: list[Extension]
+
+
+def check_response(response: Response, key: str, subprotocols: Sequence[str]) -> Answer:
+    """Check that a server's answer opens the connection (§4.1).
 
     :raises HandshakeRejected: when the status is not 101
     :raises InvalidResponse: when the 101 is not a correct answer to our request
@@ -356,9 +378,11 @@ def check_response(response: Response, key: str, subprotocols: Sequence[str]) ->
     # Neither side of this comparison is a secret: the key went over the wire in the clear.
     if headers.get_all("sec-websocket-accept") != [accept_key(key)]:
         raise InvalidResponse("Sec-WebSocket-Accept does not answer our key")
-    if "sec-websocket-extensions" in headers:
-        raise InvalidResponse("the server chose an extension that we did not offer")
+    try:
+        extensions = parse_extensions(headers)
+    except InvalidRequest as exc:
+        raise InvalidResponse(exc.detail) from exc
     chosen = headers.get_all("sec-websocket-protocol")
     if len(chosen) > 1 or any(name not in subprotocols for name in chosen):
         raise InvalidResponse("the server chose a subprotocol that we did not offer")
-    return chosen[0] if chosen else None
+    return Answer(chosen[0] if chosen else None, extensions)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import os
 from enum import Enum, IntEnum
+from functools import partial
 
+from .deflate import Deflater, Inflater
 from .events import CloseCode, Message, Opcode, build_close, parse_close
 from .exceptions import LocalProtocolError, RemoteProtocolError
 from .framing import Frame, MessageReader, frame, to_bytes
@@ -98,6 +100,9 @@ class Protocol:
     """
 
     __slots__ = (
+        "_build_reader",
+        "_compressing",
+        "_deflater",
         "_fragmenting",
         "_moves",
         "_reader",
@@ -118,7 +123,11 @@ class Protocol:
         self.error: RemoteProtocolError | None = None
         self._moves = TRANSITIONS[State.CONNECTING]
         self._fragmenting = False
-        self._reader = MessageReader(masked=role is Role.SERVER, max_message_size=max_message_size, utf8=utf8)
+        self._compressing = False  # the fragmented message that is open
+        self._deflater: Deflater | None = None
+        self._build_reader = partial(
+            MessageReader, masked=role is Role.SERVER, max_message_size=max_message_size, utf8=utf8
+        )
 
     def _move(self, move: Move) -> None:
         try:
@@ -131,13 +140,20 @@ class Protocol:
         """Tell whether a move is possible in the present state."""
         return move in self._moves
 
-    def opened(self) -> None:
-        """Note that the opening handshake is done (§4.1, §4.2.2: "the connection is _Established_")."""
+    def opened(self, codec: tuple[Deflater, Inflater] | None = None) -> None:
+        """Note that the opening handshake is done (§4.1, §4.2.2: "the connection is _Established_").
+
+        :param codec: what messages are compressed and inflated with, where that was negotiated
+        """
         self._move(Move.OPENED)
+        self._deflater, inflater = codec or (None, None)
+        self._reader = self._build_reader(inflater=inflater)
+        del self._build_reader
 
     def lost(self) -> None:
         """Note that the connection is gone; without a Close received that is code 1006 (§7.1.5)."""
         self._move(Move.LOSE)
+        self.forget_context()
         if self.close_code is None:
             self.close_code = CloseCode.ABNORMAL_CLOSURE
 
@@ -173,24 +189,26 @@ class Protocol:
 
     # --- sending: §6.1 ----------------------------------------------------------------------------
 
-    def send_text(self, data: str) -> bytes:
+    def send_text(self, data: str, compress: bool = True) -> bytes:
         """Frame a text message.
 
+        :param compress: ``False`` to send it uncompressed, whatever was negotiated
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not ``str``
         :raises UnicodeEncodeError: when *data* has a lone surrogate
         """
         if not isinstance(data, str):
             raise TypeError(f"data: text is str, not {type(data).__name__}; write_bin takes bytes")
-        return self._send_data(Opcode.TEXT, data.encode())
+        return self._send_message(Opcode.TEXT, data.encode(), compress)
 
-    def send_bin(self, data: bytes | bytearray | memoryview) -> bytes:
+    def send_bin(self, data: bytes | bytearray | memoryview, compress: bool = True) -> bytes:
         """Frame a binary message.
 
+        :param compress: ``False`` to send it uncompressed, whatever was negotiated
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not bytes-like
         """
-        return self._send_data(Opcode.BINARY, to_bytes(data))
+        return self._send_message(Opcode.BINARY, to_bytes(data), compress)
 
     def send_prepared(self, prepared: Frame) -> bytes:
         """Return the bytes of a frame made ahead of time; a client masks it anew.
@@ -198,8 +216,11 @@ class Protocol:
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         """
         if self.role is Role.CLIENT:
-            return self._send_data(prepared.opcode, prepared.payload)
+            return self._send_message(prepared.opcode, prepared.payload, prepared.compress)
         self._check_data(prepared.opcode, fin=True)
+        if self._deflater is not None and (compressed := prepared.compressed(self._deflater)) is not None:
+            self._deflater.reset()  # the peer's window has moved by a message that ours has not seen
+            return compressed
         return bytes(prepared)
 
     def send_ping(self, data: bytes | bytearray | memoryview = b"") -> bytes:
@@ -214,11 +235,20 @@ class Protocol:
         """Frame a Pong (§5.5.3); raises like :meth:`send_ping`."""
         return self._send_control(Opcode.PONG, to_bytes(data))
 
-    def send_frame(self, opcode: int, data: bytes | bytearray | memoryview, *, fin: bool = True) -> bytes:
+    def send_frame(
+        self,
+        opcode: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        fin: bool = True,
+        compress: bool = False,
+    ) -> bytes:
         """Frame anything that is allowed now: fragments in particular (§5.4), or a Close.
 
         That text is UTF-8 is up to the caller: a fragment may end inside a character.
 
+        :param compress: compress the message that this data frame begins, all its fragments, where that
+            was negotiated
         :raises LocalProtocolError: when the frame is not allowed in the present state
         :raises ValueError: when opcode or payload are never allowed
         """
@@ -228,7 +258,7 @@ class Protocol:
             raise ValueError(f"opcode: {opcode!r} is not defined by RFC 6455") from None
         payload = to_bytes(data)
         if opcode < Opcode.CLOSE:
-            return self._send_data(opcode, payload, fin=fin)
+            return self._send_fragment(opcode, payload, fin, compress)
         if not fin:
             raise ValueError("fin: a control frame cannot be fragmented (RFC 6455 §5.5)")
         if opcode is not Opcode.CLOSE:
@@ -250,9 +280,32 @@ class Protocol:
             )
         self._fragmenting = not fin
 
-    def _send_data(self, opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+    def _send_message(self, opcode: Opcode, payload: bytes, compress: bool) -> bytes:
+        self._check_data(opcode, fin=True)
+        if compress and self._deflater is not None:
+            compressed = self._deflater.shrink(payload)
+            if compressed is not None:
+                return self._frame(opcode, compressed, rsv1=True)
+        return self._frame(opcode, payload)
+
+    def _send_fragment(self, opcode: Opcode, payload: bytes, fin: bool, compress: bool) -> bytes:
         self._check_data(opcode, fin=fin)
-        return self._frame(opcode, payload, fin=fin)
+        if opcode is not Opcode.CONTINUATION:
+            self._compressing = compress
+        if self._deflater is None or not self._compressing:
+            return self._frame(opcode, payload, fin=fin)
+        payload = self._deflater.compress(payload, fin=fin)
+        # RFC 7692 §6.1: RSV1 is set on the first fragment only.
+        return self._frame(opcode, payload, fin=fin, rsv1=opcode is not Opcode.CONTINUATION)
+
+    def forget_context(self) -> None:
+        """Have the next message refer to none before it: one that was framed may not have been sent.
+
+        Where the connection goes on after an error between framing and sending, this keeps the two ends
+        of it in step (RFC 7692 §7.2.1).
+        """
+        if self._deflater is not None:
+            self._deflater.reset()
 
     def _send_control(self, opcode: Opcode, payload: bytes) -> bytes:
         if len(payload) > 125:
@@ -260,10 +313,10 @@ class Protocol:
         self._move(Move.SEND)
         return self._frame(opcode, payload)
 
-    def _frame(self, opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+    def _frame(self, opcode: Opcode, payload: bytes, *, fin: bool = True, rsv1: bool = False) -> bytes:
         # §5.3: "The masking key needs to be unpredictable", and fresh for each frame.
         key = os.urandom(4) if self.role is Role.CLIENT else None
-        return frame(opcode, payload, fin=fin, masking_key=key)
+        return frame(opcode, payload, fin=fin, rsv1=rsv1, masking_key=key)
 
     # --- closing: §7 ------------------------------------------------------------------------------
 
@@ -303,6 +356,7 @@ class Protocol:
 
     def _send_close(self, payload: bytes) -> bytes:
         self._move(Move.SEND_CLOSE)
+        self.forget_context()  # §5.5.1: nothing is sent after a Close, so its memory can go
         if self.closed_by is None:
             self.closed_by = self.role
         return self._frame(Opcode.CLOSE, payload)

@@ -26,6 +26,7 @@ from anyio.streams.tls import TLSStream
 from .config import Config
 from .conn import LINGER, Conn
 from .deadlines import Deadlines
+from .deflate import negotiate
 from .events import CloseCode, build_close
 from .exceptions import ConnectionClosed, InvalidRequest, LocalProtocolError, Reject
 from .handler import FunctionFactory, HandlerFactory, Session, SessionFactory, choose_parameters, settle
@@ -441,9 +442,16 @@ class _Link:
         session: Session = await self._users(
             service.make_session(handshake=handshake, conn=conn, app=listening.app)
         )
+        compression, answer = negotiate(handshake.extensions, config.compression) or (None, "")
         try:
-            transport.write(accept(handshake))
-            conn.open(handshake.subprotocol, manual=session.manual, busy=session.hooked, early=reader.rest)
+            transport.write(accept(handshake, answer))
+            conn.open(
+                handshake.subprotocol,
+                compression=compression,
+                manual=session.manual,
+                busy=session.hooked,
+                early=reader.rest,
+            )
         except (ValueError, LocalProtocolError) as exc:
             try:
                 await session.close()

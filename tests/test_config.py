@@ -22,6 +22,7 @@ import trustme
 
 from anyio_ws import (
     ClientConfig,
+    Compression,
     Config,
     Conn,
     ConnectionBroken,
@@ -65,6 +66,17 @@ SHARED = {
     "inbox_size": 65_536,
     "outbox_size": 65_536,
     "subprotocols": (),
+    "compression": Compression(
+        server_max_window_bits=12,
+        client_max_window_bits=12,
+        server_no_context_takeover=False,
+        client_no_context_takeover=True,
+        contexts=64,
+        level=-1,
+        memory_level=5,
+        threshold=64,
+        backend="zlib",
+    ),
 }
 SERVER = {
     "port": 9882,
@@ -229,6 +241,15 @@ def test_config_keeps_a_copy_of_the_subprotocols(kind: AnyConfig) -> None:
     config = kind(subprotocols=names)
     names.clear()
     assert config.subprotocols == ("v2", "v1")
+
+
+@BOTH
+@pytest.mark.parametrize("value", [True, False, "deflate", 6, {"level": 6}])
+def test_config_refuses_a_compression_that_is_none(kind: AnyConfig, value: Any) -> None:
+    """Compression is settled by a Compression, or not wanted; anything else is an error of that name."""
+    with pytest.raises(ValueError, match=r"^compression: a Compression or None is needed"):
+        kind(compression=value)
+    assert kind(compression=None).compression is None
 
 
 @pytest.mark.parametrize("value", ["", None, 5, b"127.0.0.1"])

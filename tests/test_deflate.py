@@ -109,6 +109,11 @@ def extensions(header: str) -> list[Extension]:
     return parse_extensions(Headers([("Sec-WebSocket-Extensions", header)] if header else []))
 
 
+def keeping(**changes: Any) -> Compression:
+    """Return settings with which both ends keep a context, as the RFC has it by default."""
+    return Compression(client_no_context_takeover=False, **changes)
+
+
 def deflate(*pieces: bytes) -> bytes:
     """Compress a message with zlib as §7.2.1 says: flush after each piece, and leave the tail out."""
     compressor = zlib.compressobj(wbits=-15)
@@ -204,6 +209,7 @@ some_settings = st.builds(
         *itertools.product(["level"], [-2, 10, "6"]),
         *itertools.product(["memory_level"], [0, 10]),
         *itertools.product(["threshold"], [-1, None, 0.5]),
+        *itertools.product(["contexts"], [0, True, 1.5]),
         *itertools.product(["backend"], ["gzip", None]),
     ],
 )
@@ -269,7 +275,7 @@ def test_negotiate_answers_what_was_offered(
     header: str, parameters: tuple[bool, bool, int, int], answer: str
 ) -> None:
     """The server confirms each wish, lowers windows to its settings, limits a client only by its leave."""
-    assert negotiate(extensions("permessage-deflate" + header), Compression()) == (
+    assert negotiate(extensions("permessage-deflate" + header), keeping()) == (
         Parameters(*parameters),
         "permessage-deflate" + answer,
     )
@@ -278,7 +284,7 @@ def test_negotiate_answers_what_was_offered(
 @pytest.mark.parametrize(
     ("settings", "parameters", "answer"),
     [
-        (Compression(server_max_window_bits=15), (False, False, 15, 15), ""),
+        (keeping(server_max_window_bits=15), (False, False, 15, 15), ""),
         (
             Compression(server_no_context_takeover=True, client_no_context_takeover=True),
             (True, True, 12, 15),
@@ -299,7 +305,7 @@ def test_negotiate_tells_the_servers_own_settings(
 def test_negotiate_confirms_even_the_largest_window() -> None:
     """A limit that was asked for is confirmed even where it limits nothing (§7.1.2.1)."""
     header = "permessage-deflate; server_max_window_bits=15"
-    answer = negotiate(extensions(header), Compression(server_max_window_bits=15))
+    answer = negotiate(extensions(header), keeping(server_max_window_bits=15))
     assert answer == (Parameters(), header)
 
 
@@ -346,7 +352,7 @@ def test_negotiate_leaves_other_extensions_alone(header: str) -> None:
 def test_negotiate_takes_the_first_good_offer() -> None:
     """Offers stand in the client's order of preference (§5.1)."""
     offers = extensions("x-other; a=1, permessage-deflate; server_max_window_bits=10, permessage-deflate")
-    assert negotiate(offers, Compression()) == (
+    assert negotiate(offers, keeping()) == (
         Parameters(server_max_window_bits=10),
         "permessage-deflate; server_max_window_bits=10",
     )
@@ -399,9 +405,9 @@ def test_negotiate_never_says_more_than_the_offer_allows(
 @pytest.mark.parametrize(
     ("settings", "header"),
     [
-        (Compression(), "; server_max_window_bits=12; client_max_window_bits=12"),
+        (keeping(), "; server_max_window_bits=12; client_max_window_bits=12"),
         (
-            Compression(server_max_window_bits=15, client_max_window_bits=15),
+            keeping(server_max_window_bits=15, client_max_window_bits=15),
             "; client_max_window_bits",
         ),
         (
@@ -420,15 +426,15 @@ def test_offer_says_what_the_settings_ask_for(settings: Compression, header: str
 @pytest.mark.parametrize(
     ("settings", "header", "parameters"),
     [
-        (Compression(), "", (False, False, 15, 12)),
-        (Compression(), "; server_max_window_bits=10", (False, False, 10, 12)),
-        (Compression(), '; server_max_window_bits="8"', (False, False, 8, 12)),
-        (Compression(), "; client_max_window_bits=9", (False, False, 15, 9)),
-        (Compression(), "; client_no_context_takeover", (False, True, 15, 12)),
-        (Compression(), "; server_no_context_takeover", (True, False, 15, 12)),
+        (keeping(), "", (False, False, 15, 12)),
+        (keeping(), "; server_max_window_bits=10", (False, False, 10, 12)),
+        (keeping(), '; server_max_window_bits="8"', (False, False, 8, 12)),
+        (keeping(), "; client_max_window_bits=9", (False, False, 15, 9)),
+        (keeping(), "; client_no_context_takeover", (False, True, 15, 12)),
+        (keeping(), "; server_no_context_takeover", (True, False, 15, 12)),
         (Compression(client_no_context_takeover=True), "", (False, True, 15, 12)),
-        (Compression(server_no_context_takeover=True), "", (False, False, 15, 12)),
-        (Compression(server_max_window_bits=15), "; server_max_window_bits=15", (False, False, 15, 12)),
+        (keeping(server_no_context_takeover=True), "", (False, False, 15, 12)),
+        (keeping(server_max_window_bits=15), "; server_max_window_bits=15", (False, False, 15, 12)),
     ],
 )
 def test_accept_takes_what_the_server_chose(
@@ -555,9 +561,73 @@ def test_deflater_gets_smaller_messages_from_a_kept_context() -> None:
     assert len(with_context.compress(data)) < len(first) // 4
 
 
-def test_deflater_has_the_settings_threshold() -> None:
-    """The sender can see from the deflater which messages are too short to gain anything."""
-    assert Deflater(True, 12, Compression(threshold=100)).threshold == 100
+@kept
+def test_deflater_leaves_short_messages_alone(takeover: bool) -> None:
+    """A message shorter than the threshold is not compressed, one of its length is."""
+    deflater = Deflater(takeover, 12, Compression(threshold=100))
+    assert deflater.shrink(b"a" * 99) is None
+    assert len(deflater.shrink(b"a" * 100) or b"") in range(1, 100)
+
+
+def test_deflater_without_a_context_leaves_alone_what_does_not_shrink() -> None:
+    """Random bytes are better sent as they are, where no later message may refer to them."""
+    data = random.Random(5).randbytes(1_000)
+    assert Deflater(False, 12, Compression()).shrink(data) is None
+
+
+def test_deflater_with_a_context_sends_all_that_went_into_it() -> None:
+    """What was compressed with a context is sent even when it grew, so that later messages are understood."""
+    data = random.Random(5).randbytes(1_000)
+    deflater = Deflater(True, 12, Compression())
+    first, second = deflater.shrink(data), deflater.shrink(data)
+    assert first is not None
+    assert second is not None
+    assert len(second) < 20 < 1_000 < len(first)
+    assert inflate_strictly(12, first, second) == [data, data]
+
+
+@kept
+@pytest.mark.parametrize("window_bits", [8, 9, 15])
+def test_deflater_compresses_a_message_alone(takeover: bool, window_bits: int) -> None:
+    """A message on its own comes out the same whatever was sent before, and takes part in no context."""
+    settings, data = Compression(), b'{"id": 5701, "symbol": "AAPL", "price": 181.25, "side": "buy"}' * 4
+    deflater = Deflater(takeover, window_bits, settings)
+    first = deflater.shrink(data)
+    assert first is not None
+    alone = deflater.shrink_alone(data)
+    assert alone == first
+    deflater.reset()
+    assert inflate_strictly(window_bits, first, alone, deflater.compress(data)) == [data] * 3
+    assert deflater.shrink_alone(b"short") is None
+
+
+def test_deflaters_of_one_kind_are_known_by_it() -> None:
+    """Deflaters that would compress a message on its own to the same bytes have the same kind."""
+    kind = Deflater(True, 12, Compression()).kind
+    assert Deflater(False, 12, Compression()).kind == kind
+    assert Deflater(True, 11, Compression()).kind != kind
+    assert Deflater(True, 12, Compression(level=1)).kind != kind
+
+
+@pytest.mark.attack("C10")
+def test_contexts_are_bounded_for_the_whole_process() -> None:
+    """Of more deflaters than there may be contexts the least recently used one starts afresh, and only it."""
+    settings, data = Compression(contexts=2, threshold=1), random.Random(6).randbytes(300)
+    first, second, third = deflaters = [Deflater(True, 12, settings) for _ in range(3)]
+    sent: list[list[bytes]] = [[], [], []]
+
+    def compress(deflater: Deflater) -> bool:
+        payload = deflater.compress(data)
+        sent[deflaters.index(deflater)].append(payload)
+        return len(payload) < 100  # it knew these bytes
+
+    assert [compress(each) for each in (first, second, first)] == [False, False, True]
+    assert [compress(each) for each in (third, first, second)] == [False, True, False]
+    assert [compress(each) for each in (third, second, first)] == [False, True, False]
+    first.reset()
+    assert [compress(each) for each in (second, third, second, first)] == [True, False, True, False]
+    for payloads in sent:
+        assert inflate_strictly(12, *payloads) == [data] * len(payloads)
 
 
 @pytest.mark.parametrize("level", [0, 9])

@@ -246,7 +246,7 @@ async def test_member_that_never_entered_leaves_quietly() -> None:
 async def test_slow_member_stalls_nobody() -> None:
     """A member that does not read what others say is sent away; the others hear everything at once."""
     listener = testing.MemoryListener()
-    server = Server(Member, Config(outbox_size=1_000, close_timeout=3.0))
+    server = Server(Member, Config(outbox_size=1_000, close_timeout=3.0, compression=None))
     async with anyio.create_task_group() as tasks:
         await tasks.start(partial(server.listen, Room(), listeners=[listener]))
         url = "ws://localhost/?name="

@@ -116,6 +116,7 @@ def test_public_names_are_frozen() -> None:
         "Client",
         "ClientConfig",
         "CloseCode",
+        "Compression",
         "Config",
         "Conn",
         "ConnectionBroken",

@@ -1899,6 +1899,46 @@ def test_frame_text_refuses_a_lone_surrogate() -> None:
         framing.frame_text("a\ud800")
 
 
+class Halving:
+    """A stand-in for a compressor: it leaves out the second half, of short messages nothing."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.calls = 0
+
+    def shrink_alone(self, data: bytes) -> bytes | None:
+        self.calls += 1
+        return data[: len(data) // 2] if len(data) > 9 else None
+
+
+def test_frame_is_compressed_once_for_each_kind_of_connection() -> None:
+    """However often a frame is sent compressed, it is made once for all compressors of one kind."""
+    one, alike, other = Halving("a"), Halving("a"), Halving("b")
+    for made, opcode in ((framing.frame_text("x" * 20), TEXT), (framing.frame_bin(b"x" * 20), BINARY)):
+        compressed = made.compressed(one)
+        assert compressed == build_frame(opcode, b"x" * 10, rsv=4)
+        assert all(made.compressed(each) is compressed for each in (one, alike))
+        assert made.compressed(other) == compressed
+        assert bytes(made) == build_frame(opcode, b"x" * 20)
+    assert [one.calls, alike.calls, other.calls] == [2, 0, 2]
+
+
+def test_frame_that_does_not_shrink_is_tried_once() -> None:
+    """A frame that is better sent as it is is not compressed again and again."""
+    made, compressor = framing.frame_text("short"), Halving("a")
+    assert [made.compressed(compressor) for _ in range(3)] == [None] * 3
+    assert compressor.calls == 1
+
+
+@pytest.mark.attack("C13")
+def test_frame_may_forbid_to_be_compressed() -> None:
+    """A frame made with compress=False is compressed for nobody."""
+    compressor = Halving("a")
+    for made in (framing.frame_text("x" * 20, compress=False), framing.frame_bin(b"x" * 20, compress=False)):
+        assert made.compressed(compressor) is None
+    assert compressor.calls == 0
+
+
 BYTES_LIKE: list[tuple[Any, bytes]] = [
     (b"", b""),
     (b"abc", b"abc"),

@@ -607,8 +607,16 @@ def test_answer_is_built_as_the_rfc_says() -> None:
     assert accept(handshake) == head("HTTP/1.1 101 Switching Protocols", ANSWER, changes)
 
 
-def check(changes: Changes, subprotocols: Sequence[str] = ("chat", "super")) -> str | None:
-    """Read and check an answer in all deliveries; return the subprotocol it chose."""
+def test_answer_names_the_extensions() -> None:
+    """The 101 says what was chosen of the extensions, and nothing about them where nothing was."""
+    changes: Changes = {"Sec-WebSocket-Extensions": "x; a=1"}
+    assert accept(handshake_for(), "x; a=1") == head("HTTP/1.1 101 Switching Protocols", ANSWER, changes)
+
+
+def check(
+    changes: Changes, subprotocols: Sequence[str] = ("chat", "super")
+) -> tuple[str | None, list[Extension]]:
+    """Read and check an answer in all deliveries; return the subprotocol and the extensions it chose."""
     answer = heard(head("HTTP/1.1 101 Switching Protocols", ANSWER, changes))
     return check_response(Response(answer.status, answer.body, answer.headers), KEY, subprotocols)
 
@@ -636,7 +644,7 @@ def test_answer_that_is_built_passes_the_clients_check(
         (name.lower(), value) for name, value in pairs
     ]
     response = Response(answer.status, answer.body, Headers(answer.headers))
-    assert check_response(response, key, subprotocols) == handshake.subprotocol
+    assert check_response(response, key, subprotocols) == (handshake.subprotocol, [])
 
 
 @pytest.mark.attack("A06")
@@ -678,6 +686,7 @@ def test_answer_with_an_injection_is_not_built(text: str) -> None:
     ("changes", "subprotocol"),
     [
         ({}, None),
+        ({"Sec-WebSocket-Extensions": ["permessage-deflate", "x; a=1"]}, None),
         ({"Upgrade": "WebSocket", "Connection": "upgrade"}, None),
         ({"Connection": "keep-alive, UPGRADE"}, None),
         ({"Connection": ["keep-alive", "Upgrade"]}, None),
@@ -686,8 +695,11 @@ def test_answer_with_an_injection_is_not_built(text: str) -> None:
     ],
 )
 def test_answer_that_is_correct_opens_the_connection(changes: Changes, subprotocol: str | None) -> None:
-    """A correct 101 is accepted, and the subprotocol it chose is returned."""
-    assert check(changes) == subprotocol
+    """A correct 101 is accepted, and the subprotocol and the extensions it chose are returned."""
+    chosen = (
+        [("permessage-deflate", ()), ("x", (("a", "1"),))] if "Sec-WebSocket-Extensions" in changes else []
+    )
+    assert check(changes) == (subprotocol, chosen)
 
 
 @pytest.mark.attack("S05")
@@ -711,9 +723,7 @@ def test_answer_that_is_correct_opens_the_connection(changes: Changes, subprotoc
             ({"Connection": value}, "Connection header")
             for value in (None, "", "close", "upgrades", "notupgrade")
         ),
-        ({"Sec-WebSocket-Extensions": "permessage-deflate"}, "extension"),
-        ({"Sec-WebSocket-Extensions": "x"}, "extension"),
-        ({"Sec-WebSocket-Extensions": ["permessage-deflate", "permessage-deflate"]}, "extension"),
+        *(({"Sec-WebSocket-Extensions": value}, "Extensions is malformed") for value in ("", "x; =1", "x,")),
         *(
             ({"Sec-WebSocket-Protocol": value}, "subprotocol")
             for value in ("Chat", "x", "", "chat, super", "chat;")
@@ -899,6 +909,7 @@ def test_request_is_built_as_the_rfc_says() -> None:
         headers=Headers([("Cookie", "a=b"), ("X-A", "1"), ("x-a", "2")]),
         subprotocols=["chat", "super"],
         origin="https://example.com",
+        extensions="x; a=1, y",
     )
     assert built == (
         b"GET /chat?%C3%A4 HTTP/1.1\r\n"
@@ -908,6 +919,7 @@ def test_request_is_built_as_the_rfc_says() -> None:
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
         b"Sec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Protocol: chat, super\r\n"
+        b"Sec-WebSocket-Extensions: x; a=1, y\r\n"
         b"Origin: https://example.com\r\n"
         b"Cookie: a=b\r\n"
         b"X-A: 1\r\n"
@@ -944,12 +956,19 @@ def test_request_that_is_built_passes_the_servers_check(
     """Whatever valid parts a client builds its request from, a server accepts it and has them back."""
     target, key = "/" + target, build_key()
     built = build_request(
-        target, authority, key, headers=Headers(pairs), subprotocols=subprotocols, origin=origin
+        target,
+        authority,
+        key,
+        headers=Headers(pairs),
+        subprotocols=subprotocols,
+        origin=origin,
+        extensions=", ".join(subprotocols),
     )
     outcome = read_request(cut(built, positions), check_request)
     assert isinstance(outcome, Read), outcome
     handshake = outcome.judged
     assert (handshake.key, handshake.subprotocols, handshake.origin) == (key, tuple(subprotocols), origin)
+    assert handshake.extensions == tuple(map(Extension, subprotocols))
     assert handshake.url == check_target(target)
     assert handshake.headers["host"] == authority
     assert outcome.headers[len(outcome.headers) - len(pairs) :] == [(n.lower(), v) for n, v in pairs]

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from anyio_ws import protocol as module
+from anyio_ws.deflate import Compression, Parameters, build_codec
 from anyio_ws.events import CloseCode, Message, MessageType, Opcode
 from anyio_ws.exceptions import LocalProtocolError, RemoteProtocolError
 from anyio_ws.framing import Frame, frame_bin, frame_text
@@ -611,6 +612,219 @@ def test_prepared_frame_is_a_message(role: Role, opcode: Opcode) -> None:
     """Only text and binary can be prepared: a prepared Close would close behind the machine's back."""
     with pytest.raises(ValueError, match="opcode"):
         machine(role).send_prepared(Frame(opcode, b""))
+
+
+# --- compression: RFC 7692 ------------------------------------------------------------------------
+
+KEPT, ALONE = Parameters(), Parameters(server_no_context_takeover=True, client_no_context_takeover=True)
+PRICE = '{"id": 5701, "symbol": "AAPL", "price": 181.25, "side": "buy", "venue": "XNAS", "quantity": 100}'
+parameters_kept_or_not = pytest.mark.parametrize("parameters", [KEPT, ALONE], ids=["context", "no context"])
+
+
+def compressing(role: Role, parameters: Parameters = KEPT, *, size: int = 1000) -> Protocol:
+    """Make an open machine that compresses."""
+    protocol = Protocol(role, max_message_size=size)
+    protocol.opened(build_codec(parameters, Compression(), client=role is Role.CLIENT))
+    return protocol
+
+
+class Wire(NamedTuple):
+    """What was sent of a message: whether it is compressed, and how long it is."""
+
+    compressed: bool
+    size: int
+
+
+def wire_of(data: bytes) -> Wire:
+    """Take apart one whole data frame."""
+    (frame,) = parse_frames(data)
+    assert frame.fin
+    assert frame.rsv in (0, 4)
+    return Wire(frame.rsv == 4, len(frame.payload))
+
+
+@parameters_kept_or_not
+def test_compressed_messages_arrive(role: Role, parameters: Parameters) -> None:
+    """Messages of either type are compressed, RSV1 says so, and the peer has them back."""
+    protocol, peer = compressing(role, parameters), compressing(PEER[role], parameters)
+    for _ in range(3):
+        for data, message in (
+            (protocol.send_text(PRICE), Message(MessageType.TEXT, PRICE)),
+            (protocol.send_bin(PRICE.encode()), Message(MessageType.BINARY, PRICE.encode())),
+        ):
+            assert wire_of(data).compressed
+            assert wire_of(data).size < len(PRICE)
+            assert peer.receive_data(data) == [message]
+    assert peer.error is None
+
+
+def test_compressed_messages_refer_to_each_other_where_a_context_is_kept(role: Role) -> None:
+    """With a context the second of two equal messages is a few bytes, without one it is like the first."""
+    for parameters, longest in ((KEPT, 15), (ALONE, len(PRICE))):
+        protocol = compressing(role, parameters)
+        first, second = (wire_of(protocol.send_text(PRICE)).size for _ in range(2))
+        assert second <= longest
+        assert (second == first) is (parameters is ALONE)
+
+
+def test_short_messages_are_not_compressed(role: Role) -> None:
+    """Below the threshold a message is sent as it is, from its length alone."""
+    protocol = compressing(role)
+    assert [wire_of(protocol.send_text("a" * size)).compressed for size in (0, 63, 64)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.attack("C13")
+@parameters_kept_or_not
+def test_message_is_not_compressed_against_the_callers_will(role: Role, parameters: Parameters) -> None:
+    """With compress=False a message goes out as it is, and takes no part in the context of others."""
+    protocol, peer = compressing(role, parameters), compressing(PEER[role], parameters)
+    for data in (protocol.send_text(PRICE, False), protocol.send_bin(PRICE.encode(), False)):
+        assert wire_of(data) == (False, len(PRICE))
+        assert len(peer.receive_data(data)) == 1
+    data = protocol.send_text(PRICE)
+    assert wire_of(data) == wire_of(compressing(role, parameters).send_text(PRICE))
+    assert peer.receive_data(data) == [Message(MessageType.TEXT, PRICE)]
+
+
+@parameters_kept_or_not
+def test_prepared_frame_is_compressed(role: Role, parameters: Parameters) -> None:
+    """A frame made ahead of time arrives among other compressed messages, however often it is sent."""
+    protocol, peer = compressing(role, parameters), compressing(PEER[role], parameters)
+    frame, message = frame_text(PRICE), Message(MessageType.TEXT, PRICE)
+    for _ in range(3):
+        for data in (protocol.send_text(PRICE), protocol.send_prepared(frame), protocol.send_prepared(frame)):
+            assert wire_of(data).compressed
+            assert peer.receive_data(data) == [message]
+    assert bytes(frame) == build_frame(Opcode.TEXT, PRICE.encode())
+
+
+def test_prepared_frame_is_compressed_once_for_all_connections_of_a_server() -> None:
+    """All connections alike write the very same bytes, whether they keep a context or not."""
+    frame = frame_text(PRICE)
+    servers = [compressing(Role.SERVER, parameters) for parameters in (KEPT, ALONE, KEPT)]
+    servers[0].send_text(PRICE)
+    first, *others = (server.send_prepared(frame) for server in servers)
+    assert all(each is first for each in others)
+
+
+@pytest.mark.attack("C12")
+def test_prepared_frame_ends_the_context_of_a_server() -> None:
+    """After a frame that was compressed elsewhere the next message refers to nothing before it."""
+    server = compressing(Role.SERVER)
+    first = server.send_text(PRICE)
+    server.send_prepared(frame_text(PRICE))
+    assert server.send_text(PRICE) == first
+
+
+@pytest.mark.attack("C13")
+def test_prepared_frame_that_stays_as_it_is_leaves_the_context_alone(role: Role) -> None:
+    """A frame that is too short, or must not be compressed, goes out as it is, and ends no context."""
+    protocol = compressing(role)
+    protocol.send_text(PRICE)
+    for frame in (frame_text("short"), frame_text(PRICE, compress=False)):
+        assert wire_of(protocol.send_prepared(frame)) == (False, len(frame.payload))
+    assert wire_of(protocol.send_text(PRICE)).size <= 15
+
+
+@parameters_kept_or_not
+def test_frame_is_not_compressed_unless_that_is_asked_for(role: Role, parameters: Parameters) -> None:
+    """What is given to send_frame is the payload of the frame, whole message or fragment."""
+    protocol, peer = compressing(role, parameters), compressing(PEER[role], parameters)
+    peer.receive_data(protocol.send_text(PRICE))
+    for data in (
+        protocol.send_frame(Opcode.TEXT, PRICE.encode()),
+        protocol.send_frame(Opcode.TEXT, PRICE.encode(), fin=False),
+        protocol.send_frame(Opcode.CONTINUATION, PRICE.encode(), compress=True),
+    ):
+        (frame,) = parse_frames(data)
+        assert (frame.rsv, frame.payload) == (0, PRICE.encode())
+        peer.receive_data(data)
+    assert peer.receive_data(protocol.send_text(PRICE)) == [Message(MessageType.TEXT, PRICE)]
+
+
+@pytest.mark.attack("C11")
+@parameters_kept_or_not
+def test_fragments_are_compressed_as_one_message(role: Role, parameters: Parameters) -> None:
+    """RSV1 is on the first fragment only, pings may come between, empty fragments too (RFC 7692 §6.1)."""
+    protocol, peer = compressing(role, parameters), compressing(PEER[role], parameters)
+    for parts in ([PRICE, PRICE, "", PRICE], ["", ""], [PRICE, ""]):
+        heard, signs = [], []
+        for number, part in enumerate(parts):
+            opcode = Opcode.CONTINUATION if number else Opcode.TEXT
+            data = protocol.send_frame(
+                opcode, part.encode(), fin=number == len(parts) - 1, compress=not number
+            )
+            signs.append(parse_frames(data)[0].rsv)
+            heard += peer.receive_data(data + protocol.send_ping(b"between"))
+        assert signs == [4, *[0] * (len(parts) - 1)]
+        assert [m for m in heard if m.type is not MessageType.PING] == [
+            Message(MessageType.TEXT, "".join(parts))
+        ]
+        assert sum(m.type is MessageType.PING for m in heard) == len(parts)
+    assert peer.error is None
+
+
+def test_without_compression_nothing_asks_for_it(role: Role) -> None:
+    """Where nothing was negotiated all of it is sent as it is, whatever the caller allows."""
+    protocol = machine(role)
+    for data in (
+        protocol.send_text(PRICE, True),
+        protocol.send_prepared(frame_text(PRICE)),
+        protocol.send_frame(Opcode.TEXT, PRICE.encode(), compress=True),
+    ):
+        assert wire_of(data) == (False, len(PRICE))
+    protocol.forget_context()
+
+
+@pytest.mark.attack("C12")
+def test_forget_context_makes_up_for_a_message_that_was_not_sent(role: Role) -> None:
+    """When a framed message got lost, the next ones are understood all the same."""
+    protocol, peer = compressing(role), compressing(PEER[role])
+    message = Message(MessageType.TEXT, PRICE)
+    assert peer.receive_data(protocol.send_text(PRICE)) == [message]
+    protocol.send_text(PRICE + "lost")
+    protocol.forget_context()
+    assert [peer.receive_data(protocol.send_text(PRICE)) for _ in range(2)] == [[message]] * 2
+
+
+@pytest.mark.attack("C10")
+@pytest.mark.parametrize(
+    "end", [lambda protocol: protocol.send_close(), lambda protocol: protocol.lost()], ids=["close", "lost"]
+)
+def test_context_is_given_back_when_nothing_more_can_be_sent(
+    role: Role, end: Callable[[Protocol], object]
+) -> None:
+    """After our Close, and when the connection is lost, no memory is held to compress with."""
+    deflater, inflater = build_codec(KEPT, Compression(), client=role is Role.CLIENT)
+    protocol = Protocol(role, max_message_size=1000)
+    protocol.opened((deflater, inflater))
+    first = protocol.send_text(PRICE)
+    end(protocol)
+    assert wire_of(first).size == len(deflater.compress(PRICE.encode()))
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        pytest.param([(9, b"", 4)], "RSV1", marks=pytest.mark.attack("C02")),
+        pytest.param([(8, b"", 4)], "RSV1", marks=pytest.mark.attack("C02")),
+        pytest.param([(1, b"", 6)], "RSV2", marks=pytest.mark.attack("F01")),
+    ],
+)
+def test_compression_allows_rsv1_where_a_message_begins(
+    role: Role, frames: list[tuple[int, bytes, int]], reason: str
+) -> None:
+    """RSV1 on a control frame, or beside another bit, is 1002 (RFC 7692 §6.1)."""
+    protocol = compressing(role)
+    key = b"\x01\x02\x03\x04" if role is Role.SERVER else None
+    for opcode, payload, rsv in frames:
+        protocol.receive_data(build_frame(opcode, payload, rsv=rsv, key=key))
+    assert protocol.error is not None
+    assert (protocol.error.code, protocol.error.reason[:4]) == (CloseCode.PROTOCOL_ERROR, reason)
 
 
 # --- fragments ------------------------------------------------------------------------------------
