@@ -7,6 +7,7 @@ Only its absence is tolerated: a compiled module that fails to load is an error,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from typing import Protocol
 
@@ -14,6 +15,21 @@ from ._framing_py import MessageReader, frame, mask
 from .events import Opcode
 
 BUILD = "python"
+_forced = os.environ.get("ANYIO_WS_FRAMING", "")
+if _forced not in ("", "python", "c"):
+    raise ValueError(f"ANYIO_WS_FRAMING: 'python' or 'c', or nothing for the better one, not {_forced!r}")
+if _forced != "python":
+    try:
+        from ._framing_c import (  # type: ignore[no-redef]  # the types are those of the twin
+            MessageReader,
+            frame,
+            mask,
+        )
+    except ModuleNotFoundError as exc:
+        if _forced or exc.name != f"{__package__}._framing_c":
+            raise
+    else:
+        BUILD = "c"
 
 __all__ = ["BUILD", "Frame", "MessageReader", "frame", "frame_bin", "frame_text", "mask", "to_bytes"]
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
+import sys
 import time
 import tracemalloc
 import weakref
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
 from itertools import pairwise, product
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -146,10 +149,11 @@ def deflate(data: bytes) -> bytes:
     return (stream.compress(data) + stream.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
 
 
-@pytest.fixture(scope="module", params=["python"])
+@pytest.fixture(scope="module", params=BUILDS)
 def build(request: pytest.FixtureRequest) -> ModuleType:
-    """Take each build of the framing: MessageReader, frame and mask."""
-    return importlib.import_module(BUILDS[request.param])
+    """Take each build of the framing that is installed: MessageReader, frame and mask."""
+    module: ModuleType = pytest.importorskip(BUILDS[request.param], exc_type=ModuleNotFoundError)
+    return module
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["server", "client"])
@@ -1066,14 +1070,14 @@ def test_declared_length_takes_no_memory(receiver: Receiver, opcode: Opcode) -> 
 @pytest.mark.attack("F21")
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_payload_that_dribbles_is_held_once(receiver: Receiver, opcode: Opcode) -> None:
-    """Reads of few bytes leave no objects behind: n bytes take n and an eighth, and 2n when delivered."""
+    """Reads of few bytes leave no objects behind: n bytes take n and an eighth, and at most 2n at the end."""
     size = 2**18
     wire = receiver.frame(opcode, b"x" * size)
     *pieces, last = cut(wire, [*range(0, len(wire) - 6144, 128), *range(len(wire) - 6144, len(wire))])
     reader = receiver.reader(max_message_size=size)
     assert max(memory_used(lambda: trace(reader, pieces))) <= size * 9 // 8 + OVERHEAD
     _, peak = memory_used(lambda: reader.feed(last))
-    assert size <= peak <= size + OVERHEAD
+    assert peak <= size + OVERHEAD
 
 
 def dribbled_frame(receiver: Receiver, count: int) -> list[bytes]:
@@ -1109,8 +1113,12 @@ def test_reading_takes_time_in_proportion_to_the_bytes(
         assert len(messages[-1].data) >= 64 * 2048
         return taken
 
-    short, long = stream(server, 2048), stream(server, 16 * 2048)
-    assert cpu_time(long) < 64 * min(cpu_time(short) for _ in range(3))
+    # The best of a few, because the garbage collector may come in between.
+    short, long = (
+        min(cpu_time(pieces) for _ in range(3))
+        for pieces in (stream(server, 2048), stream(server, 16 * 2048))
+    )
+    assert long < 64 * short
 
 
 # The caller's buffer.
@@ -1866,6 +1874,99 @@ def test_framing_offers_the_names_of_the_build_it_names() -> None:
     chosen = importlib.import_module(BUILDS[framing.BUILD])
     used = (framing.MessageReader, framing.frame, framing.mask)
     assert used == (chosen.MessageReader, chosen.frame, chosen.mask)
+
+
+COMPILED = BUILDS["c"]
+
+
+class BrokenBuild(MetaPathFinder):
+    """Stands before the compiled module, and fails to load it."""
+
+    def __init__(self, error: ImportError) -> None:
+        self._error = error
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        """Fail, if it is the compiled module that is looked for."""
+        if fullname == COMPILED:
+            raise self._error
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Load framing.py once more: with ANYIO_WS_FRAMING set, and with a compiled module of the test's."""
+
+    def choose(forced: str | None, compiled: object) -> ModuleType:
+        if forced is None:
+            monkeypatch.delenv("ANYIO_WS_FRAMING", raising=False)
+        else:
+            monkeypatch.setenv("ANYIO_WS_FRAMING", forced)
+        monkeypatch.delitem(sys.modules, COMPILED, raising=False)
+        if isinstance(compiled, ImportError):
+            monkeypatch.setattr(sys, "meta_path", [BrokenBuild(compiled), *sys.meta_path])
+        else:
+            monkeypatch.setitem(sys.modules, COMPILED, compiled)
+        spec = importlib.util.spec_from_file_location("anyio_ws.framing", framing.__file__)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return choose
+
+
+WORKING = SimpleNamespace(MessageReader="reader", frame=lambda *_: b"", mask="mask")
+
+
+@pytest.mark.parametrize("forced", [None, "", "c"])
+def test_compiled_build_is_taken_where_it_is_installed(
+    choose: Callable[..., ModuleType], forced: str | None
+) -> None:
+    """The compiled names are used if there are such, asked for or not."""
+    module = choose(forced, WORKING)
+    assert (module.BUILD, module.MessageReader, module.mask) == ("c", "reader", "mask")
+    assert module.frame is WORKING.frame
+
+
+@pytest.mark.parametrize(("forced", "compiled"), [("python", WORKING), (None, None), ("", None)])
+def test_python_build_is_taken_where_it_is_asked_for_or_alone(
+    choose: Callable[..., ModuleType], forced: str | None, compiled: object
+) -> None:
+    """The Python names are used when they are asked for, and when there are no others."""
+    module = choose(forced, compiled)
+    assert module.BUILD == "python"
+    assert module.MessageReader is MessageReader
+
+
+@pytest.mark.parametrize("forced", [None, "c"])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        SimpleNamespace(MessageReader="reader"),
+        ImportError("undefined symbol"),
+        ModuleNotFoundError("No module named 'events'", name="events"),
+    ],
+    ids=["without a name", "not to be loaded", "without what it imports"],
+)
+def test_compiled_build_that_is_broken_is_an_error(
+    choose: Callable[..., ModuleType], forced: str | None, compiled: object
+) -> None:
+    """A compiled module that is there and does not work is not passed over in silence."""
+    with pytest.raises(ImportError, match=r"cannot import name|undefined symbol|No module named 'events'"):
+        choose(forced, compiled)
+
+
+def test_build_that_is_asked_for_must_be_there(choose: Callable[..., ModuleType]) -> None:
+    """ANYIO_WS_FRAMING=c without a compiled module is an error, not a slow program."""
+    with pytest.raises(ModuleNotFoundError, match="_framing_c"):
+        choose("c", None)
+
+
+@pytest.mark.parametrize("forced", ["C", "py", "rust", " c"])
+def test_unknown_build_is_refused(choose: Callable[..., ModuleType], forced: str) -> None:
+    """A misspelt ANYIO_WS_FRAMING is a ValueError that names the variable and what it may be."""
+    with pytest.raises(ValueError, match=f"^ANYIO_WS_FRAMING: 'python' or 'c', .* not '{forced}'$"):
+        choose(forced, WORKING)
 
 
 @pytest.mark.parametrize("text", ["", "hello", "caf\u00e9 \U0001f600", "x" * 126, "x" * 65536])
