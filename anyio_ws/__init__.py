@@ -22,6 +22,7 @@ from .handshake import Handshake
 from .http11 import Headers, Request, Response
 from .protocol import Role, State
 from .server import Server, serve
+from .workers import run
 
 __all__ = [
     "Client",
@@ -58,5 +59,6 @@ __all__ = [
     "connect",
     "frame_bin",
     "frame_text",
+    "run",
     "serve",
 ]

@@ -116,8 +116,9 @@ class Config(_ConnectionConfig):
     :ivar port: the TCP port; 0 lets the system choose one
     :ivar address: the address or host name to bind; a name binds all its addresses
     :ivar unix_path: the path of a Unix socket, used in place of address and port
+    :ivar worker_count: worker processes that share the port, when the server is started by :func:`run`
     :ivar backlog: connections that may wait to be accepted
-    :ivar max_conn: connections at one time; further ones wait in the backlog
+    :ivar max_conn: connections at one time, of each worker; further ones wait in the backlog
     :ivar max_message_size: bytes of a received message; a longer one fails the connection with 1009
         before memory is taken for it
     :ivar handshake: limits on the opening handshake
@@ -131,6 +132,7 @@ class Config(_ConnectionConfig):
     port: int = 9882
     address: str = "127.0.0.1"
     unix_path: str | Path | None = None
+    worker_count: int = 1
     backlog: int = 2_048
     max_conn: int = 16_384
     max_message_size: int = 65_536
@@ -147,6 +149,7 @@ class Config(_ConnectionConfig):
         path = str(self.unix_path or "")
         if len(path.encode()) > 107 or "\0" in path:
             raise ValueError("unix_path: a socket address holds at most 107 bytes, none of them NUL")
+        _check_int("worker_count", self.worker_count, 1)
         _check_int("backlog", self.backlog, 1)
         _check_int("max_conn", self.max_conn, 1)
         _check_int("max_message_size", self.max_message_size, 1)

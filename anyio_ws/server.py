@@ -16,6 +16,7 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +97,15 @@ class Server:
         if self._listening is not None:
             self._listening.stop(code, reason)
 
+    def abort(self) -> None:
+        """Stop the server at once, from wherever :meth:`stop` may be called, before or after it.
+
+        All connections are cut, and hooks at work are cancelled; ``close`` is called for every handler
+        all the same, and cancelled when it waits.
+        """
+        if self._listening is not None:
+            self._listening.abort()
+
     async def listen(
         self,
         app: object = None,
@@ -111,11 +121,16 @@ class Server:
         :param task_status: for ``addresses = await task_group.start(server.listen, app)``
         :raises OSError: when the address cannot be bound
         :raises RuntimeError: when the server is listening already
+        :raises ValueError: when the configuration asks for several workers; :func:`run` has them
 
         Cancellation: like :meth:`stop`, except that hooks that are running are cancelled at once.
         """
         if self._listening is not None:
             raise RuntimeError("this server is listening already")
+        if self.config.worker_count > 1:
+            raise ValueError(
+                "worker_count: listen() serves in this process alone; anyio_ws.run() starts workers"
+            )
         self._listening = _Listening(self._service, app)
         try:
             await self._listening.run(listeners, task_status)
@@ -211,6 +226,7 @@ class _Listening:
         self.fatal: BaseException | None = None
         self._farewell: tuple[int, str] = CloseCode.GOING_AWAY, ""
         self._hooks_cancelled = False
+        self._aborted = False
         self._emptied = anyio.Event()
         self.ended = anyio.Event()
         self._freed = anyio.Event()
@@ -224,13 +240,18 @@ class _Listening:
         with contextlib.suppress(OSError):  # full: it rings already; closed: all is over
             self._push.send(b"\0")
 
+    def abort(self) -> None:
+        """Stop without a goodbye; safe in any thread."""
+        self._aborted = True
+        self.stop(*self._farewell)
+
     async def run(self, given: Sequence[Acceptor] | None, task_status: TaskStatus[list[Address]]) -> None:
         """Bind and serve; see ``Server.listen``."""
         try:
             listeners = await _bind(self.service.config) if given is None else given
             self.addresses = [address_of(each.extra(SocketAttribute.local_address, "")) for each in listeners]
             async with anyio.create_task_group() as outer:
-                outer.start_soon(self._serve, listeners)
+                outer.start_soon(partial(self._serve, listeners, bound=given is None))
                 try:
                     task_status.started(self.addresses)
                     await self.ended.wait()
@@ -243,13 +264,13 @@ class _Listening:
         if self.fatal is not None:
             raise self.fatal
 
-    async def _serve(self, listeners: Sequence[Acceptor]) -> None:
+    async def _serve(self, listeners: Sequence[Acceptor], *, bound: bool) -> None:
         try:
             with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as self.tasks:
                     self.tasks.start_soon(self.deadlines.run)
+                    self.tasks.start_soon(self._hear_bell)
                     async with anyio.create_task_group() as accepting:
-                        accepting.start_soon(self._wait_for_bell)
                         for listener in listeners:
                             accepting.start_soon(self._accept_all, listener)
                         await self.stopping.wait()
@@ -259,12 +280,18 @@ class _Listening:
                     await self._wind_down()
                     self.tasks.cancel_scope.cancel()
         finally:
-            _unlink_unix_path(self.service.config)
+            if bound:
+                _unlink_unix_path(self.service.config)
             self.ended.set()
 
-    async def _wait_for_bell(self) -> None:
-        await anyio.wait_readable(self._bell)
-        self.stopping.set()
+    async def _hear_bell(self) -> None:
+        while True:
+            await anyio.wait_readable(self._bell)
+            self._bell.recv(4096)
+            self.stopping.set()
+            if self._aborted:
+                for link in self.links:
+                    link.cut(0)
 
     async def _accept_all(self, listener: Acceptor) -> None:
         """Accept while there is room; at ``max_conn`` further connections wait in the backlog."""
@@ -317,7 +344,7 @@ class _Listening:
         with anyio.move_on_after(self.service.config.shutdown_timeout):
             await self._until_empty()
         for link in self.links:
-            link.cut()
+            link.cut(self.service.config.close_timeout)
         await self._until_empty()
 
     async def _until_empty(self) -> None:
@@ -351,10 +378,10 @@ class _Link:
         else:
             self._opening.cancel()
 
-    def cut(self) -> None:
-        """End the connection at once; only the handler's ``close`` has a little time left."""
+    def cut(self, grace: float) -> None:
+        """End the connection at once; only the handler's ``close`` has *grace* seconds left."""
         self.scope.cancel()
-        self._closing.deadline = anyio.current_time() + self._config.close_timeout
+        self._closing.deadline = anyio.current_time() + grace
         if self._transport is not None:
             self._transport.abort()
 
@@ -541,7 +568,7 @@ def _only_closed(exc: BaseException) -> bool:
 async def _bind(config: Config) -> list[Acceptor]:
     """Bind what the configuration says."""
     if config.unix_path is not None:
-        _clear_unix_path(Path(config.unix_path))
+        clear_unix_path(Path(config.unix_path))
         return [await anyio.create_unix_listener(config.unix_path, backlog=config.backlog)]
     multi = await anyio.create_tcp_listener(
         local_host=config.address, local_port=config.port, backlog=config.backlog
@@ -555,7 +582,7 @@ def _unlink_unix_path(config: Config) -> None:
         Path(config.unix_path).unlink(missing_ok=True)
 
 
-def _clear_unix_path(path: Path) -> None:
+def clear_unix_path(path: Path) -> None:
     """Remove a socket that nobody listens on any more.
 
     :raises OSError: when something else is there, or somebody listens

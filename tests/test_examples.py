@@ -147,5 +147,6 @@ def test_public_names_are_frozen() -> None:
         "connect",
         "frame_bin",
         "frame_text",
+        "run",
         "serve",
     ]
