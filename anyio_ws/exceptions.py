@@ -99,6 +99,9 @@ class HandshakeRejected(HandshakeError):
     def __str__(self) -> str:
         return f"the server answered with HTTP status {self.status}"
 
+    def __repr__(self) -> str:  # headers and body may be secrets
+        return f"{type(self).__name__}({self.status})"
+
 
 class Reject(WebSocketError):
     """Raise this while the opening handshake runs to refuse the connection.

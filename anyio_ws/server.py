@@ -34,6 +34,7 @@ from .handler import FunctionFactory, HandlerFactory, Session, SessionFactory, c
 from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
 from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
 from .protocol import Role
+from .throttle import Throttle
 from .transport import Address, Farewell, StreamTransport, address_of, receive_head
 
 if sys.version_info < (3, 11):
@@ -44,6 +45,7 @@ logger = logging.getLogger("anyio_ws.server")
 HttpHandler = Callable[..., "Response | Awaitable[Response | None] | None"]
 
 _ACCEPT_PAUSE = 0.1  # seconds to wait when the system is short of what a connection needs
+_LINES_PER_SECOND = 10  # about clients that are refused, and as many about those that are lost
 _BAD_STREAM = (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError, OSError)
 
 
@@ -222,6 +224,9 @@ class _Listening:
         self.deadlines = Deadlines()
         self.links: set[_Link] = set()
         self.stopping = anyio.Event()
+        self.refusals = Throttle(logger, _LINES_PER_SECOND)
+        self.losses = Throttle(logger, _LINES_PER_SECOND)
+        self._pauses = Throttle(logger, 1)
         self.tasks: TaskGroup
         self.fatal: BaseException | None = None
         self._farewell: tuple[int, str] = CloseCode.GOING_AWAY, ""
@@ -318,7 +323,7 @@ class _Listening:
                 # Most of these are about one connection that is gone already; the others, such as no
                 # free file descriptor, end when connections do. Neither may end or spin the server.
                 if exc.errno not in (errno.ECONNABORTED, errno.EPROTO, errno.EPERM):
-                    logger.warning("accepting is paused for %s seconds: %s", _ACCEPT_PAUSE, exc)
+                    self._pauses.log(logging.WARNING, "accepting pauses for %s s: %s", _ACCEPT_PAUSE, exc)
                     await anyio.sleep(_ACCEPT_PAUSE)
 
     def gone(self, link: _Link) -> None:
@@ -410,6 +415,7 @@ class _Link:
     async def _open(self) -> Session | None:
         """Do the opening handshake under its deadline; return ``None`` when it was refused."""
         self._opening.deadline = anyio.current_time() + self._config.handshake.timeout
+        listening = self._listening
         refusal: bytes = b""
         with self._opening:
             try:
@@ -417,10 +423,11 @@ class _Link:
             except _Answered as answer:
                 refusal = answer.response
             except InvalidRequest as exc:
-                logger.info("refused %s: %s", shown(self._remote_address), exc)
+                listening.refusals.log(logging.INFO, "refused %s: %s", shown(self._remote_address), exc)
                 refusal = build_refusal(exc, date=formatdate(usegmt=True))
             except _BAD_STREAM as exc:
-                logger.debug("lost %s in its opening handshake: %s", shown(self._remote_address), exc)
+                address = shown(self._remote_address)
+                listening.losses.log(logging.DEBUG, "lost %s in its opening handshake: %s", address, exc)
         if self._opening.cancelled_caught:
             refusal = self._refuse_late()
         if self._transport is not None:

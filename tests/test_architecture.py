@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("exceptions", "events", "_version"),
     ("_framing_py", "_framing_c", "framing", "http11", "handshake", "deflate"),
     ("protocol",),
-    ("config", "buffers", "from_thread", "deadlines", "tasks", "transport", "poller"),
+    ("config", "buffers", "from_thread", "deadlines", "tasks", "throttle", "transport", "poller"),
     ("handler", "conn"),
     ("server", "client"),
     ("workers", "blocking", "testing.*", "testing"),

@@ -167,3 +167,11 @@ def test_error_is_represented_in_proportion_to_what_it_carries(text: str, number
     ]
     longest = max(len(render(error)) for error in errors for render in (repr, str))
     assert longest <= 10 * (2 * len(text) + len(body)) + 150
+
+
+@pytest.mark.attack("L02")
+def test_rejection_shows_neither_headers_nor_body() -> None:
+    """A refusal may carry cookies and tokens; a log or traceback gets to see its status only."""
+    error = HandshakeRejected(401, {"set-cookie": "session=secret"}, b"secret")
+    assert repr(error) == "HandshakeRejected(401)"
+    assert "secret" not in f"{error!s} {error!r}"

@@ -396,7 +396,7 @@ ROWS = (
     Row(
         "R15",
         "A huge message is being sent when a ping or a Close arrives",
-        "Nothing waits for the whole of it longer than `write_timeout` per 64 KiB; the Close has its own deadline",
+        "It goes out 64 KiB at a time, each within `write_timeout`; a Close has its own deadline",
     ),
     # --- cancellation ----------------------------------------------------------------------------------
     Row(
