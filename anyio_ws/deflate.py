@@ -397,7 +397,9 @@ class Inflater:
 
         :param data: the next bytes of the message's payload
         :param max_length: how many bytes may come out, 0 or more
-        :raises RemoteProtocolError: 1007 when the data is not DEFLATE's, 1009 when more would come out
+        :return: the bytes; when there are more of them than that, the message is too long and must be
+            refused, and nothing more inflated
+        :raises RemoteProtocolError: 1007 when the data is not DEFLATE's
         """
         inflated: list[bytes] = []
         room = max_length
@@ -410,11 +412,9 @@ class Inflater:
                 step = min(room + 1, _OUTPUT_STEP)
                 piece = self._decompress(self._decompressor, rest, step)
                 room -= len(piece)
-                if room < 0:
-                    raise RemoteProtocolError(
-                        CloseCode.MESSAGE_TOO_BIG, "a message inflates to more bytes than are accepted"
-                    )
                 inflated.append(piece)
+                if room < 0:
+                    return b"".join(inflated)
                 if self._decompressor.eof:
                     # §7.2.3.4: blocks with BFINAL set are valid, and others may follow them.
                     rest = self._decompressor.unused_data

@@ -132,6 +132,8 @@ def inflate(inflater: Inflater, *pieces: bytes, limit: int = MAX) -> bytes:
     message = bytearray()
     for piece in pieces:
         message += inflater.inflate(piece, limit - len(message))
+        if len(message) > limit:
+            raise RemoteProtocolError(TOO_BIG, "too long")
     message += inflater.finish(limit - len(message))
     return bytes(message)
 
@@ -911,6 +913,15 @@ BOMBS = {
 }
 
 
+@pytest.mark.attack("C04")
+@inflating
+def test_inflater_gives_what_fits_before_it_gives_up(backend: Any, takeover: bool) -> None:
+    """What exceeds the limit begins with what does not, so that it can be judged first, and ends soon."""
+    piece = Inflater(takeover, 15, backend).inflate(deflate(b"Hello" * 100_000), 7)
+    assert piece.startswith(b"HelloHel")
+    assert len(piece) == 8 or backend is boundless
+
+
 @pytest.mark.attack("C04", "C05")
 @inflating
 @pytest.mark.parametrize("bomb", BOMBS)
@@ -1066,13 +1077,17 @@ def test_reader_keeps_the_context_through_whatever_lies_between(
         (BOMB, TOO_BIG),
         (deflate(b"Hello")[:-1], INVALID),
         (deflate(b"\xff"), INVALID),
+        (deflate(b"\xff" + bytes(MAX)), INVALID),
+        (deflate(bytes(MAX) + b"\xff"), TOO_BIG),
     ],
-    ids=["bomb", "truncated", "not UTF-8"],
+    ids=["bomb", "truncated", "not UTF-8", "not UTF-8 within the limit", "not UTF-8 behind the limit"],
 )
 def test_reader_reports_what_is_wrong_with_a_compressed_message(payload: bytes, code: int) -> None:
-    """The reader fails with 1009 or 1007 and delivers the messages before."""
-    reader, deflater = reader_and_deflater()
-    before = frame(1, deflater.compress(b"before"), rsv1=True)
-    assert reader.feed(before + frame(1, payload, rsv1=True)) == [Message(MessageType.TEXT, "before")]
-    assert reader.error is not None
-    assert reader.error.code == code
+    """The reader fails with 1009 or 1007, wherever the data is cut, and delivers the messages before."""
+    for cuts in ([1_000_000], [1], [100]):
+        reader, deflater = reader_and_deflater()
+        data = frame(1, deflater.compress(b"before"), rsv1=True) + frame(1, payload, rsv1=True)
+        heard = [message for piece in cut(data, cuts) for message in reader.feed(piece)]
+        assert heard == [Message(MessageType.TEXT, "before")]
+        assert reader.error is not None
+        assert reader.error.code == code
