@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -21,8 +22,9 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream, TaskGroup
 
-from anyio_ws import Config, Server
-from anyio_ws.testing import MemoryListener, VirtualClockLoop, virtual_clock
+from anyio_ws import ClientConfig, Config, Conn, Server, connect
+from anyio_ws.handler import FunctionFactory
+from anyio_ws.testing import MemoryListener, VirtualClockLoop, memory_stream_pair, virtual_clock
 from anyio_ws.testing import settle as settle
 
 from .frames import WireFrame, build_frame, parse_frames
@@ -322,6 +324,53 @@ async def listening(server: Server, app: object = None) -> AsyncIterator[list[An
             yield addresses
         finally:
             server.stop()
+
+
+class End(NamedTuple):
+    """One end of an open connection with the configuration under test, and its peer."""
+
+    conn: Conn
+    peer: Peer
+
+
+@contextlib.asynccontextmanager
+async def open_end(
+    role: str,
+    capacity: float = math.inf,
+    headers: Mapping[str, str | None] | None = None,
+    **fields: Any,
+) -> AsyncIterator[End]:
+    """Open a connection in memory whose end of one role has these fields in its configuration.
+
+    :param capacity: how many bytes may be on their way in each direction
+    :param headers: further headers that the peer sends in its part of the opening handshake
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(no_hang())
+        if role == "server":
+            conns: list[Conn] = []
+
+            async def handler(conn: Conn) -> None:
+                conns.append(conn)
+                await conn.wait_gone()
+
+            served = await stack.enter_async_context(
+                serving(FunctionFactory(handler), config=Config(**fields))
+            )
+            peer = served.connect(capacity)
+            await peer.open(headers=headers)
+            await settle()
+            conn = conns[0]
+        else:
+            ours, theirs = memory_stream_pair(capacity)
+            peer = Peer(theirs, is_client=False)
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            tasks.start_soon(peer.accept, headers)
+            conn = await stack.enter_async_context(
+                connect("ws://localhost/", stream=ours, config=ClientConfig(**fields))
+            )
+        yield End(conn, peer)
+        await peer.stream.aclose()
 
 
 # --- what is left over --------------------------------------------------------------------------------

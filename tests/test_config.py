@@ -10,11 +10,10 @@ import dataclasses
 import math
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import pytest
@@ -24,14 +23,12 @@ from anyio_ws import (
     ClientConfig,
     Compression,
     Config,
-    Conn,
     ConnectionBroken,
     HandshakeConfig,
     Server,
     connect,
     testing,
 )
-from anyio_ws.handler import FunctionFactory
 
 from . import support
 from .support import (
@@ -44,6 +41,7 @@ from .support import (
     build_request,
     listening,
     no_hang,
+    open_end,
     serving,
     settle,
     virtual,
@@ -362,47 +360,6 @@ def test_client_config_refuses_switches_that_are_no_bool(name: str, value: Any) 
 # --- what each field does -----------------------------------------------------------------------------
 
 
-class End(NamedTuple):
-    """One end of an open connection with the configuration under test, and its peer."""
-
-    conn: Conn
-    peer: Peer
-
-
-@asynccontextmanager
-async def open_end(role: str, capacity: float = math.inf, **fields: Any) -> AsyncIterator[End]:
-    """Open a connection in memory whose end of one role has these fields in its configuration.
-
-    :param capacity: how many bytes may be on their way in each direction
-    """
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(no_hang())
-        if role == "server":
-            conns: list[Conn] = []
-
-            async def handler(conn: Conn) -> None:
-                conns.append(conn)
-                await conn.wait_gone()
-
-            served = await stack.enter_async_context(
-                serving(FunctionFactory(handler), config=Config(**fields))
-            )
-            peer = served.connect(capacity)
-            await peer.open()
-            await settle()
-            conn = conns[0]
-        else:
-            ours, theirs = testing.memory_stream_pair(capacity)
-            peer = Peer(theirs, is_client=False)
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            tasks.start_soon(peer.accept)
-            conn = await stack.enter_async_context(
-                connect("ws://localhost/", stream=ours, config=ClientConfig(**fields))
-            )
-        yield End(conn, peer)
-        await peer.stream.aclose()
-
-
 ROLES = pytest.mark.parametrize("role", ["server", "client"])
 
 
@@ -593,7 +550,8 @@ class Idle:
 @pytest.mark.parametrize(("role", "field"), [("server", "max_message_size"), ("client", "max_size")])
 async def test_max_message_size_is_the_longest_message(role: str, field: str) -> None:
     """A message of this size is received; one byte more fails the connection with 1009, before it is read."""
-    async with open_end(role, **{field: 300}) as (conn, peer):
+    fields: dict[str, Any] = {field: 300}
+    async with open_end(role, **fields) as (conn, peer):
         await peer.send_frame(BINARY, bytes(300))
         assert await conn.receive() == bytes(300)
         await peer.send(peer.build(BINARY, bytes(301))[:8])
