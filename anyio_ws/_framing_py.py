@@ -33,9 +33,10 @@ class Inflater(Protocol):
     def inflate(self, data: bytes, max_length: int) -> bytes:
         """Inflate one piece of a message into at most *max_length* bytes.
 
-        When more would come out, it may return more than that, and the reader refuses the message.
+        When more would come out it returns more than that, one byte is enough, and the reader refuses the
+        message: so text is judged up to the limit, however it was cut.
 
-        :raises RemoteProtocolError: 1007 when the data is invalid, 1009 when more would come out
+        :raises RemoteProtocolError: 1007 when the data is invalid
         """
 
     def finish(self, max_length: int) -> bytes:
@@ -320,13 +321,18 @@ class MessageReader:
     def _append_inflated(self, piece: bytes) -> None:
         """Add what came out of the inflater, as far as the message may be long (RFC 7692 §8)."""
         room = self._max_message_size - self._size
-        self._append(piece[:room])
         if len(piece) > room:
+            self._check_text(memoryview(piece)[:room])
             raise self._too_long()
+        self._append(piece)
 
     def _append(self, piece: bytes) -> None:
-        """Add a piece to the message; text must be UTF-8 as far as it has come (RFC 6455 §8.1)."""
+        """Add a piece to the message."""
         self._store(piece)
+        self._check_text(piece)
+
+    def _check_text(self, piece: bytes | memoryview) -> None:
+        """Text must be UTF-8 as far as it has come (RFC 6455 §8.1)."""
         if self._decoder is None:
             return
         try:
