@@ -35,10 +35,11 @@ from .handshake import (
     parse_url,
 )
 from .http11 import Headers, ResponseReader
-from .poller import spawn_detached
+from .poller import current_poller
 from .protocol import Role, State
+from .sockets import ConnectedSocket, connect_tcp, connect_unix
 from .tasks import background
-from .transport import Spawn, StreamTransport, receive_head
+from .transport import Spawn, StreamTransport, Transport, receive_head
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]] | str
 
@@ -75,18 +76,24 @@ class Client(Conn):
             with scope:
                 await deadlines.run()
 
-        stream = await _secure(await _open_stream(host, port, unix_path), host, config)
-        spawn_detached(run_deadlines)
-        client = cls._over(stream, spawn_detached, deadlines, config)
+        opened = await _open(host, port, unix_path, config)
+        spawn = current_poller().spawn
+        spawn(run_deadlines)
+        client = cls._over(opened, spawn, deadlines, config)
         client._stop_deadlines = scope.cancel
         client._authority = build_authority(host, port, bool(config.tls))
         return client
 
     @classmethod
-    def _over(cls, stream: ByteStream, spawn: Spawn, deadlines: Deadlines, config: ClientConfig) -> Client:
-        transport = StreamTransport(
-            stream, spawn, outbox_size=config.outbox_size, write_timeout=config.write_timeout
-        )
+    def _over(
+        cls, opened: ConnectedSocket | ByteStream, spawn: Spawn, deadlines: Deadlines, config: ClientConfig
+    ) -> Client:
+        size, timeout = config.outbox_size, config.write_timeout
+        transport: Transport
+        if isinstance(opened, ConnectedSocket):
+            transport = opened.adopt(deadlines, outbox_size=size, write_timeout=timeout)
+        else:
+            transport = StreamTransport(opened, spawn, outbox_size=size, write_timeout=timeout)
         client = cls(Role.CLIENT, transport, deadlines, config)
         client._stop_deadlines = lambda: None
         transport.start()
@@ -260,8 +267,11 @@ async def connect(
         deadlines = Deadlines()
         tasks.start_soon(deadlines.run)
         with anyio.fail_after(timeout):
-            raw = stream or await _open_stream(parts.host, parts.port, unix_path)
-            client = Client._over(await _secure(raw, parts.host, config), tasks.start_soon, deadlines, config)
+            if stream is None:
+                opened = await _open(parts.host, parts.port, unix_path, config)
+            else:
+                opened = await _secure(stream, parts.host, config)
+            client = Client._over(opened, tasks.start_soon, deadlines, config)
             client._authority = parts.authority
             await client.handshake(
                 parts.target, timeout=timeout, headers=headers, subprotocols=subprotocols, origin=origin
@@ -274,14 +284,18 @@ async def connect(
         await client._leave_block(None)
 
 
-async def _open_stream(host: str, port: int, unix_path: str | Path | None) -> ByteStream:
-    """Open a TCP connection or a Unix socket.
+async def _open(
+    host: str, port: int, unix_path: str | Path | None, config: ClientConfig
+) -> ConnectedSocket | ByteStream:
+    """Open a TCP connection or a Unix socket, with TLS if the configuration says so.
 
-    :raises OSError: when the connection cannot be made
+    :raises OSError: when the connection cannot be made, or TLS cannot be agreed on
     """
+    if current_poller().watches_sockets and not config.tls:
+        return await (connect_tcp(host, port) if unix_path is None else connect_unix(unix_path))
     if unix_path is not None:
-        return await anyio.connect_unix(unix_path)
-    return await anyio.connect_tcp(host, port)
+        return await _secure(await anyio.connect_unix(unix_path), host, config)
+    return await _secure(await anyio.connect_tcp(host, port), host, config)
 
 
 async def _secure(stream: ByteStream, host: str, config: ClientConfig) -> ByteStream:

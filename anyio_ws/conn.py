@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -31,12 +29,11 @@ from .events import CloseCode, Message, MessageType, build_close
 from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame
 from .from_thread import FromThread
-from .handler import Dispatch
+from .inbox import Hook, Inbox
 from .protocol import Move, Protocol, Role, State
-from .transport import Address, StreamTransport
+from .transport import Address, Transport
 
 LINGER = 2.0  # seconds in which a peer may read our last words before the socket is closed
-_MESSAGE_COST = 64  # bytes that a message in the inbox is counted with beside its data
 _ids = itertools.count(1)
 _DATA = frozenset({MessageType.TEXT, MessageType.BINARY})
 
@@ -65,7 +62,7 @@ class Conn(ObjectStream["str | bytes"]):
     def __init__(
         self,
         role: Role,
-        transport: StreamTransport,
+        transport: Transport,
         deadlines: Deadlines,
         config: Config | ClientConfig,
     ) -> None:
@@ -80,12 +77,7 @@ class Conn(ObjectStream["str | bytes"]):
         self._manual: frozenset[MessageType] = frozenset()
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
-        # The inbox.
-        self._inbox: deque[Message] = deque()
-        self._inbox_bytes = 0
-        self._arrival: anyio.Event | None = None  # set when a receiver waits
-        self._busy = False  # a hook is at work on a message
-        self._input_ended = False  # nothing more will come into the inbox
+        self._inbox = Inbox(transport, config.inbox_size)
         self._discarding = False  # the application closed; it wants no more messages
         # The outbox.
         self._room: anyio.Event | None = None  # set when writers wait
@@ -93,13 +85,18 @@ class Conn(ObjectStream["str | bytes"]):
         # The end.
         self._gone = anyio.Event()
         self._cause: Exception | None = None
-        self._end: Deadline | None = None
+        self._our_close: tuple[int, str] | None = None
+        self._end: tuple[float, Deadline] | None = None
+        self._answer: Deadline | None = None  # when what ended the input is answered in any case
+        self._leaving = False
+        self._failed = False
         # Pings.
-        self._pings: dict[bytes, anyio.Event] = {}
+        self._pings: dict[bytes, _SentPing] = {}
         self._latency: float | None = None
-        self._keepalive: Deadline | None = None
+        self._reads = 0
+        self._next_ping: Deadline | None = None
+        self._checks: list[Deadline] = []  # whether each keepalive Ping was followed by anything
         self._keepalive_ping: tuple[bytes, float] = b"", 0.0
-        self._heard = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.state.name}>"
@@ -114,7 +111,7 @@ class Conn(ObjectStream["str | bytes"]):
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be written any more."""
-        return not self._protocol.can(Move.SEND)
+        return not self._protocol.can(Move.SEND) and self._protocol.state is not State.CONNECTING
 
     @property
     def remote_address(self) -> Address:
@@ -191,7 +188,8 @@ class Conn(ObjectStream["str | bytes"]):
 
         Cancellation: while this waits, nothing is sent; afterwards the message goes out whole.
         """
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self._hand_over(self._protocol.send_text, data, compress)
 
     write_text = write
@@ -203,7 +201,8 @@ class Conn(ObjectStream["str | bytes"]):
         :param compress: as for :meth:`write`
         :raises TypeError: when *data* is not bytes-like
         """
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self._hand_over(self._protocol.send_bin, data, compress)
 
     def write_nowait(self, data: str | bytes | bytearray | memoryview, *, compress: bool = True) -> None:
@@ -226,7 +225,8 @@ class Conn(ObjectStream["str | bytes"]):
         Where messages are compressed the frame is, once for all connections alike. That ends the context
         of this one, so that the next message is compressed as if it were the first.
         """
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self._hand_over(self._protocol.send_prepared, frame)
 
     async def write_frame(
@@ -249,7 +249,8 @@ class Conn(ObjectStream["str | bytes"]):
         :raises ValueError: when the frame is never allowed: an unknown opcode, a fragmented or too long
             control frame, a Close that may not be sent
         """
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self._hand_over(partial(self._protocol.send_frame, fin=fin, compress=compress), opcode, data)
         self._closing_moved()
 
@@ -258,12 +259,14 @@ class Conn(ObjectStream["str | bytes"]):
 
         :raises ValueError: when *data* is longer than 125 bytes
         """
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self._hand_over(self._protocol.send_ping, data)
 
     async def write_pong(self, data: bytes | bytearray | memoryview = b"") -> None:
         """Send a Pong (RFC 6455 §5.5.3); otherwise like :meth:`write_ping`."""
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self._hand_over(self._protocol.send_pong, data)
 
     async def ping(self) -> float:
@@ -273,24 +276,24 @@ class Conn(ObjectStream["str | bytes"]):
 
         Cancellation: the Pong is ignored when it comes.
         """
-        await self._wait_for_room()
-        payload = os.urandom(8)
-        answered = anyio.Event()
-        sent = time.perf_counter()
+        if self._transport.full:
+            await self._wait_for_room()
+        payload, ping = os.urandom(8), _SentPing()
         self._hand_over(self._protocol.send_ping, payload)
-        self._pings[payload] = answered
+        self._pings[payload] = ping
         try:
-            await answered.wait()
+            await ping.answered.wait()
         finally:
             self._pings.pop(payload, None)
         if self._gone.is_set():
             raise self._closed_error(sending=True)
-        self._latency = time.perf_counter() - sent
-        return self._latency
+        self._latency = ping.latency
+        return ping.latency
 
     async def send(self, item: str | bytes, *, compress: bool = True) -> None:
         """Send a message: text for ``str``, binary for a bytes-like object; like :meth:`write`."""
-        await self._wait_for_room()
+        if self._transport.full:
+            await self._wait_for_room()
         self.write_nowait(item, compress=compress)
 
     async def _wait_for_room(self) -> None:
@@ -301,13 +304,17 @@ class Conn(ObjectStream["str | bytes"]):
 
     def _hand_over(self, encode: Callable[..., bytes], *arguments: object) -> None:
         """Encode and hand over, in one step that nothing can come between."""
-        if self.is_closed:
-            raise self._closed_error(sending=True)
         try:
-            self._transport.write(encode(*arguments))
-        except BaseException:
-            self._protocol.forget_context()  # what was compressed may not have been sent
+            data = encode(*arguments)
+        except LocalProtocolError:
+            if not self._protocol.can(Move.SEND):
+                error = self._closed_error(sending=True)
+                raise error from error.__cause__
             raise
+        except BaseException:
+            self._protocol.forget_context()  # what was compressed is not going to be sent
+            raise
+        self._transport.write(data)
 
     # --- receiving: RFC 6455 §6.2 -----------------------------------------------------------------
 
@@ -323,7 +330,7 @@ class Conn(ObjectStream["str | bytes"]):
         """
         while True:
             message = await self._next()
-            if message.type in _DATA:
+            if message.type <= MessageType.BINARY:
                 assert not isinstance(message.data, memoryview)
                 return message.data
 
@@ -352,43 +359,21 @@ class Conn(ObjectStream["str | bytes"]):
             raise StopAsyncIteration from None
 
     async def _next(self) -> Message:
-        if self._arrival is not None:
-            raise anyio.BusyResourceError("receiving from")
-        while not self._inbox:
-            if self._protocol.state is State.CONNECTING:
-                raise LocalProtocolError("the opening handshake is not done")
-            if self._input_ended:
-                self._finish_input()
-                raise self._closed_error(sending=False)
-            self._arrival = anyio.Event()
-            try:
-                await self._arrival.wait()
-            finally:
-                self._arrival = None
-        message = self._inbox.popleft()
-        self._inbox_bytes -= len(message.data) + _MESSAGE_COST
-        if not self._transport.reading and self._inbox_bytes <= self._config.inbox_size // 2:
-            self._transport.resume()
+        if self._protocol.state is State.CONNECTING:
+            raise LocalProtocolError("the opening handshake is not done")
+        message = await self._inbox.get()
+        if message is None:
+            self._finish_input()
+            raise self._closed_error(sending=False)
         return message
 
-    async def dispatch_all(self, dispatch: Dispatch) -> None:
-        """Give each message to *dispatch*, one at a time and in order, until the connection ends.
+    async def dispatch_all(self, hook: Hook) -> None:
+        """Give each message to *hook*, one at a time and in order, until the connection ends.
 
-        Raises what *dispatch* raises; the end of the connection does not raise.
+        Raises what *hook* raises; the end of the connection does not raise.
         """
-        self._busy = False
-        while True:
-            try:
-                message = await self._next()
-            except ConnectionClosed:
-                return
-            self._busy = True
-            try:
-                result = dispatch(message)
-                if result is not None and hasattr(result, "__await__"):
-                    await result
-            finally:
-                self._busy = False
+        await self._inbox.dispatch_all(hook)
+        self._finish_input()
 
     # --- closing: RFC 6455 §7 ---------------------------------------------------------------------
 
@@ -421,11 +406,13 @@ class Conn(ObjectStream["str | bytes"]):
         build_close(code, reason)
         if self._protocol.state is State.CONNECTING:
             raise LocalProtocolError("the opening handshake is not done; raise Reject to refuse it")
-        self._discarding = self._input_ended = True
+        self._discarding = True
         self._inbox.clear()
-        self._inbox_bytes = 0
-        self._wake_receiver()
-        self._send_close(code, reason)
+        self._inbox.end()
+        if self._protocol.error is not None:
+            self._finish_input()
+        else:
+            self._send_close(code, reason)
 
     async def send_eof(self) -> None:
         """Send a Close with code 1000; what the peer still sends can be received."""
@@ -453,14 +440,18 @@ class Conn(ObjectStream["str | bytes"]):
 
         :param cause: what the errors of later calls name as their cause
         """
-        self._cause = self._cause or cause
+        if not self._gone.is_set():
+            self._cause = self._cause or cause
+            self._protocol.lost()
+            self._wake_writers()
         self._transport.abort(cause)
 
     def fail(self, code: int, reason: str = "") -> None:
         """*Fail the connection* (RFC 6455 §7.1.7): a Close that says why, then the end."""
-        self._input_ended = True
-        self._wake_receiver()
+        self._inbox.end()
+        self._failed = self._protocol.error is None
         self._transport.write(self._protocol.fail(code, reason))
+        self._wake_writers()
         self._leave(LINGER, half_close=True, await_eof=True)
 
     def go_away(self, code: int, reason: str) -> None:
@@ -473,46 +464,55 @@ class Conn(ObjectStream["str | bytes"]):
 
     def _send_close(self, code: int, reason: str) -> None:
         if self._protocol.can(Move.SEND_CLOSE):
+            self._our_close = code, reason
             self._transport.write(self._protocol.send_close(code, reason))
             self._closing_moved()
 
     def _closing_moved(self) -> None:
         """Go on with the closing handshake after a Close of ours, or of the peer's."""
-        if self._protocol.state is State.CLOSED:
+        state = self._protocol.state
+        if state is State.CLOSED:
             # §7.1.1: the server closes the TCP connection first, the client waits for it.
             is_client = self._protocol.role is Role.CLIENT
             self._leave(self._config.close_timeout, await_eof=is_client)
-        elif self._protocol.state is State.CLOSE_SENT:
-            if not self._transport.reading:
-                self._transport.resume()
+        elif state is State.CLOSE_SENT:
+            self._transport.resume()
             self._end_by(self._config.close_timeout, self._close_timed_out)
+        if state >= State.CLOSE_SENT:
+            self._wake_writers()
 
     def _close_timed_out(self) -> None:
         self.abort(TimeoutError(f"the peer did not close within {self._config.close_timeout} seconds"))
 
     def _leave(self, timeout: float, *, half_close: bool = False, await_eof: bool = False) -> None:
         """Have the transport end in order within *timeout* seconds, and by force after that."""
-        self._transport.finish(half_close=half_close, await_eof=await_eof)
-        self._end_by(timeout, self._transport.abort)
+        if not self._leaving:
+            self._leaving = True
+            self._transport.finish(half_close=half_close, await_eof=await_eof)
+            self._end_by(timeout, self._transport.abort)
 
     def _end_by(self, timeout: float, callback: Callable[[], None]) -> None:
+        """Set the time of the end; it may come earlier than was set before, and never later."""
+        when = anyio.current_time() + timeout
+        if self._gone.is_set() or (self._end is not None and self._end[0] <= when):
+            return
         if self._end is not None:
-            self._end.cancel()
-        if not self._gone.is_set():
-            self._end = self._deadlines.call_later(timeout, callback)
+            self._end[1].cancel()
+        self._end = when, self._deadlines.call_later(timeout, callback)
 
     def _end_input(self) -> None:
         """Note that the peer's Close, or its violation, is the last thing there is to receive."""
-        self._input_ended = True
-        if (self._inbox or self._busy) and not self._discarding:
-            self._end_by(self._config.close_timeout, self._finish_input)
-        else:
+        self._inbox.end()
+        if self._protocol.error is not None:
+            self._transport.pause()
+        if self._inbox.is_idle or self._discarding:
             self._finish_input()
-        self._wake_receiver()
+        else:
+            self._answer = self._deadlines.call_later(self._config.close_timeout, self._finish_input)
 
     def _finish_input(self) -> None:
         """Answer what ended the input, once the messages before it are dealt with (or never will be)."""
-        if self._gone.is_set() or self._protocol.state is State.CLOSED:
+        if self._gone.is_set() or self._protocol.state is State.CLOSED or self._leaving:
             return
         if self._protocol.error is not None:
             self.fail(self._protocol.error.code, self._protocol.error.reason)
@@ -529,13 +529,16 @@ class Conn(ObjectStream["str | bytes"]):
         if protocol.state is State.CONNECTING:
             return LocalProtocolError("the opening handshake is not done; write from after_init on")
         error: ConnectionClosed
-        code = protocol.close_code or CloseCode.ABNORMAL_CLOSURE
-        if self._discarding or (sending and protocol.closed_by is protocol.role and not self._cause):
-            error = ConnectionShut(code, protocol.close_reason)
+        code, reason = protocol.close_code, protocol.close_reason
+        if code is None:
+            code, reason = self._our_close or (CloseCode.ABNORMAL_CLOSURE, "")
+        ours = protocol.closed_by is protocol.role and not self._cause
+        if self._discarding or (ours and (sending or self._failed)):
+            error = ConnectionShut(code, reason)
         elif sending or self._cause is not None or code == CloseCode.ABNORMAL_CLOSURE:
-            error = ConnectionBroken(code, protocol.close_reason)
+            error = ConnectionBroken(code, reason)
         else:
-            error = ConnectionEnded(code, protocol.close_reason)
+            error = ConnectionEnded(code, reason)
         error.__cause__ = self._cause
         return error
 
@@ -558,16 +561,16 @@ class Conn(ObjectStream["str | bytes"]):
         :param busy: a hook is at work until :meth:`dispatch_all` begins
         :param early: bytes that came behind the head of the opening handshake
         """
-        self._busy = busy
+        self._inbox.busy = busy
         self._subprotocol = subprotocol
         self._manual = manual
         self._compression = compression
         self._protocol.opened(self._build_codec())
         if self._config.ping_interval is not None:
-            self._keepalive = self._deadlines.call_later(self._config.ping_interval, self._send_keepalive)
+            self._next_ping = self._deadlines.call_later(self._config.ping_interval, self._send_keepalive)
         if early:
             self.data_received(early)
-        if self._inbox_bytes < self._config.inbox_size:
+        if not self._inbox.ended and not self._inbox.is_full:
             self._transport.resume()
 
     def _build_codec(self) -> tuple[Deflater, Inflater] | None:
@@ -576,26 +579,20 @@ class Conn(ObjectStream["str | bytes"]):
         is_client = self._protocol.role is Role.CLIENT
         return build_codec(self._compression, self._config.compression, client=is_client)
 
-    def data_received(self, data: bytes) -> None:
-        """Deal with received bytes: answer control frames, put messages into the inbox."""
-        self._heard = True
-        for message in self._protocol.receive_data(data):
-            if message.type in _DATA:
-                self._put(message)
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Deal with received bytes: answer control frames, hand messages to the application."""
+        self._reads += 1
+        self._inbox.take(self._deal_with, self._protocol.receive_data(data))
+
+    def _deal_with(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message.type <= MessageType.BINARY:
+                self._inbox.put(message)
             else:
                 self._control(message)
         if self._protocol.error is not None and self._cause is None:
             self._cause = self._protocol.error
             self._end_input()
-        if self._inbox:
-            self._wake_receiver()
-            if self._inbox_bytes >= self._config.inbox_size:
-                self._transport.pause()
-
-    def _put(self, message: Message) -> None:
-        if not self._input_ended:
-            self._inbox.append(message)
-            self._inbox_bytes += len(message.data) + _MESSAGE_COST
 
     def _control(self, message: Message) -> None:
         """Do what RFC 6455 §5.5 asks for, unless the application does."""
@@ -603,14 +600,13 @@ class Conn(ObjectStream["str | bytes"]):
         if message.type is MessageType.PONG:
             self._match_pong(message.data)
         if message.type in self._manual:
-            self._put(message)
+            self._inbox.put(message)
         elif message.type is MessageType.PING:
             self._pong(message.data)
         if message.type is MessageType.CLOSE:
-            self._closing_moved()
             if self._protocol.state is State.CLOSED:
-                self._input_ended = True
-                self._wake_receiver()
+                self._inbox.end()
+                self._closing_moved()
             else:
                 self._end_input()
 
@@ -618,9 +614,14 @@ class Conn(ObjectStream["str | bytes"]):
         """Find the Ping that a Pong answers; a Pong that answers none is fine (§5.5.3)."""
         payload, sent = self._keepalive_ping
         if data in self._pings:
-            self._pings[data].set()
+            # "only the most recently processed Ping frame" may be answered: so are those before it
+            for earlier in list(self._pings):
+                self._pings.pop(earlier).answer()
+                if earlier == data:
+                    break
         elif data and data == payload:
-            self._latency = time.perf_counter() - sent
+            self._latency = anyio.current_time() - sent
+            self._keepalive_ping = b"", 0.0
 
     def _pong(self, data: bytes) -> None:
         """Answer a Ping; of several that wait for room only the last (§5.5.3)."""
@@ -634,9 +635,7 @@ class Conn(ObjectStream["str | bytes"]):
         if self._pending_pong is not None:
             pong, self._pending_pong = self._pending_pong, None
             self._pong(pong)
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+        self._wake_writers()
 
     def eof_received(self) -> None:
         """Note that the peer will send nothing more; without a Close that breaks the connection."""
@@ -648,38 +647,59 @@ class Conn(ObjectStream["str | bytes"]):
         if self._protocol.state is not State.CLOSED:
             self._cause = self._cause or error
             self._protocol.lost()
-        for deadline in (self._end, self._keepalive):
+        end = self._end[1] if self._end is not None else None
+        for deadline in (end, self._answer, self._next_ping, *self._checks):
             if deadline is not None:
                 deadline.cancel()
-        self._input_ended = True
         self._gone.set()
-        self._wake_receiver()
+        self._inbox.end()
         self._pending_pong = None
-        self.room_made()
-        for answered in self._pings.values():
-            answered.set()
+        self._wake_writers()
+        for ping in self._pings.values():
+            ping.answer()
 
-    def _wake_receiver(self) -> None:
-        if self._arrival is not None:
-            self._arrival.set()
+    def _wake_writers(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     # --- keepalive --------------------------------------------------------------------------------
 
     def _send_keepalive(self) -> None:
         """Send a Ping; something must be heard from the peer before ``ping_timeout`` is over."""
-        if not self._protocol.can(Move.SEND):
+        interval, timeout = self._config.ping_interval, self._config.ping_timeout
+        if not self._protocol.can(Move.SEND) or interval is None:
             return
-        self._heard = False
-        self._keepalive_ping = os.urandom(4), time.perf_counter()
+        self._keepalive_ping = os.urandom(4), anyio.current_time()
         self._transport.write(self._protocol.send_ping(self._keepalive_ping[0]))
-        self._keepalive = self._deadlines.call_later(self._config.ping_timeout, self._check_keepalive)
+        heard = self._reads + self._inbox.resumptions
+        self._checks.append(self._deadlines.call_later(timeout, partial(self._check_keepalive, heard)))
+        self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
 
-    def _check_keepalive(self) -> None:
-        # While reading is paused nothing can be heard, and that is our doing.
-        if self._heard or not self._transport.reading:
-            assert self._config.ping_interval is not None
-            pause = max(0.0, self._config.ping_interval - self._config.ping_timeout)
-            self._keepalive = self._deadlines.call_later(pause, self._send_keepalive)
-        else:
+    def _check_keepalive(self, heard: int) -> None:
+        """Abort the connection of a silent peer.
+
+        While reading is paused nothing can be heard, and that is our doing; and who has sent its Close
+        sends no Pongs any more.
+        """
+        self._checks.pop(0)
+        is_silent = self._reads + self._inbox.resumptions == heard
+        if is_silent and self._transport.reading and self._protocol.can(Move.RECEIVE):
             timeout = self._config.ping_timeout
             self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))
+
+
+class _SentPing:
+    """A Ping whose Pong is waited for."""
+
+    __slots__ = ("_sent", "answered", "latency")
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.latency = 0.0
+        self._sent = anyio.current_time()
+
+    def answer(self) -> None:
+        """Note that the Pong has come, or never will."""
+        self.latency = anyio.current_time() - self._sent
+        self.answered.set()

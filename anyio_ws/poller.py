@@ -1,32 +1,346 @@
 """The few lines that know which event loop is running.
 
-AnyIO gives everything else. What it does not give is a task that belongs to the event loop itself and to
-no task group; ``Client.connect`` needs one, because it returns a connection and opens no block that
-could own its tasks.
+AnyIO gives everything else. What it does not give is the shortest way of three things that happen once
+per message: to park a task and wake it (:class:`Bell`), to hear that a socket is ready without asking
+anew each time (:meth:`Poller.watch_readable`), and to run a task's next step where the news of it came
+in (:meth:`Poller.run_as`). Nothing else in the package names asyncio or Trio.
+
+A poller also gathers what is written while it is *corked*, so that all replies to one read leave in one
+``send``. Whoever corks it must not let the event loop run before it is uncorked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import selectors
 import sys
+from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-_tasks: set[asyncio.Task[None]] = set()
+from anyio.lowlevel import RunVar
+
+logger = logging.getLogger("anyio_ws")
+
+Callback = Callable[[], None]
+ResultT = TypeVar("ResultT")
+_READ_SIZE = 262_144
 
 
-def spawn_detached(function: Callable[[], Awaitable[object]]) -> None:
-    """Start a task that ends with the event loop at the latest; *function* must not raise.
+class Bell(Protocol):
+    """Parks one task until it is rung."""
 
-    On Trio it is a system task; on asyncio, a task that is kept alive here until it is done.
+    @property
+    def is_parked(self) -> bool:
+        """Whether a task waits, and nothing has woken it yet."""
+
+    def ring(self) -> None:
+        """Wake the task that waits; without one nothing happens, and nothing is remembered."""
+
+    async def wait(self) -> None:
+        """Wait until the bell is rung. Cancellation: as of any wait."""
+
+
+class Corked(Protocol):
+    """Who has something to send when a poller is uncorked."""
+
+    def flush(self) -> None:
+        """Send it."""
+
+
+class Poller(Protocol):
+    """What an event loop does for connections; :func:`current_poller` gives the one that is running.
+
+    :ivar buffer: what all sockets receive into, one at a time; valid until the event loop runs again
+    :ivar watches_sockets: whether it can watch sockets; not every event loop can
+    :ivar steps: whether :meth:`run_as` takes the identity of the task, so that coroutines may be stepped
+    :ivar corked: whether what is written is gathered; those who have something are in ``waiting``
     """
 
-    async def run() -> None:
-        await function()
+    buffer: memoryview
+    watches_sockets: bool
+    steps: bool
+    corked: bool
+    waiting: list[Corked]
 
+    def bell(self) -> Bell:
+        """Make a bell."""
+
+    def current_task(self) -> Any:
+        """Return the running task, for :meth:`run_as`."""
+
+    def run_as(
+        self, task: Any, context: Context, function: Callable[..., ResultT], *arguments: Any
+    ) -> ResultT:
+        """Call a function on behalf of a task that is parked, in a context that is nobody's now."""
+
+    def call_soon(self, callback: Callback) -> None:
+        """Call a function when the event loop runs next."""
+
+    def begin(self) -> None:
+        """Note that there is one more socket that may be watched."""
+
+    def end(self) -> None:
+        """Note that a socket is closed; none of its callbacks is left."""
+
+    def watch_readable(self, fd: int, callback: Callback) -> None:
+        """Call a function whenever a socket can be read, until :meth:`unwatch_readable`."""
+
+    def unwatch_readable(self, fd: int) -> None:
+        """End :meth:`watch_readable`."""
+
+    def watch_writable(self, fd: int, callback: Callback) -> None:
+        """Call a function whenever a socket can be written to, until :meth:`unwatch_writable`."""
+
+    def unwatch_writable(self, fd: int) -> None:
+        """End :meth:`watch_writable`."""
+
+    def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Start a task of the event loop's own, which ends with it at the latest; it must not raise."""
+
+    def uncork(self) -> None:
+        """Send what was gathered."""
+
+
+class _Corking:
+    """The part of a poller that is the same for all event loops."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(_READ_SIZE))
+        self.corked = False
+        self.waiting: list[Corked] = []
+
+    def uncork(self) -> None:
+        self.corked = False
+        if self.waiting:
+            waiting, self.waiting = self.waiting, []
+            for each in waiting:
+                each.flush()
+
+
+# --- asyncio, uvloop ------------------------------------------------------------------------------------
+
+
+class _AsyncioBell:
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[None] | None = None
+
+    @property
+    def is_parked(self) -> bool:
+        return self._future is not None and not self._future.done()
+
+    def ring(self) -> None:
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    async def wait(self) -> None:
+        self._future = self._loop.create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+
+
+class _AsyncioPoller(_Corking):
+    """A persistent ``add_reader`` for each socket."""
+
+    steps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.watches_sockets = _can_add_reader(loop)
+        self.call_soon: Callable[[Callback], Any] = loop.call_soon
+        self.watch_readable: Callable[[int, Callback], Any] = loop.add_reader
+        self.unwatch_readable: Callable[[int], Any] = loop.remove_reader
+        self.watch_writable: Callable[[int, Callback], Any] = loop.add_writer
+        self.unwatch_writable: Callable[[int], Any] = loop.remove_writer
+
+    def bell(self) -> Bell:
+        return _AsyncioBell(self._loop)
+
+    def begin(self) -> None:
+        """Nothing has to be prepared: the event loop has a selector."""
+
+    def end(self) -> None:
+        """Nothing has to be given back."""
+
+    def current_task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task()
+
+    def run_as(
+        self, task: Any, context: Context, function: Callable[..., ResultT], *arguments: Any
+    ) -> ResultT:
+        # Documented for implementers of tasks ("Extending asyncio"): what asks for the current task
+        # meanwhile, such as a cancel scope or a timeout, finds the one that the step belongs to.
+        _enter_task(self._loop, task)
+        try:
+            return context.run(function, *arguments)
+        finally:
+            _leave_task(self._loop, task)
+
+    def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
+        task = self._loop.create_task(_as_coroutine(function))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _as_coroutine(function: Callable[[], Awaitable[object]]) -> None:
+    await function()
+
+
+def _can_add_reader(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether an event loop watches sockets; the proactor loop of Windows does not."""
+    proactor = getattr(asyncio, "ProactorEventLoop", None)
+    return proactor is None or not isinstance(loop, proactor)
+
+
+# --- Trio -----------------------------------------------------------------------------------------------
+
+
+class _TrioBell:
+    __slots__ = ("_task", "_trio")
+
+    def __init__(self, trio: Any) -> None:
+        self._trio = trio
+        self._task: Any = None
+
+    @property
+    def is_parked(self) -> bool:
+        return self._task is not None
+
+    def ring(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            self._trio.reschedule(task)
+
+    async def wait(self) -> None:
+        self._task = self._trio.current_task()
+        await self._trio.wait_task_rescheduled(self._abort)
+
+    def _abort(self, raise_cancel: object) -> Any:
+        self._task = None
+        return self._trio.Abort.SUCCEEDED
+
+
+class _TrioPoller(_Corking):
+    """One selector that holds all sockets, and one task that awaits its file descriptor.
+
+    So Trio's cost of a wake-up is shared by all sockets that are ready. Both live as long as there are
+    sockets.
+    """
+
+    steps = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        import trio  # here, because Trio need not be installed
+
+        self._trio: Any = trio.lowlevel
+        self._new_scope: Callable[[], Any] = trio.CancelScope
+        self._token = trio.lowlevel.current_trio_token()
+        self.watches_sockets = hasattr(selectors.DefaultSelector, "fileno")
+        self._sockets = 0
+        self._selector: Any = None
+        self._scope: Any = None
+        # For each file descriptor what to call: the first for reading, the second for writing.
+        self._watched: dict[int, list[Callback | None]] = {}
+
+    def bell(self) -> Bell:
+        return _TrioBell(self._trio)
+
+    def begin(self) -> None:
+        self._sockets += 1
+        if self._sockets == 1:
+            self._selector, self._scope = selectors.DefaultSelector(), self._new_scope()
+            self.spawn(partial(self._run, self._selector, self._scope))
+
+    def end(self) -> None:
+        self._sockets -= 1
+        if self._sockets == 0:
+            self._scope.cancel()
+
+    def current_task(self) -> Any:
+        return self._trio.current_task()
+
+    def run_as(
+        self, task: Any, context: Context, function: Callable[..., ResultT], *arguments: Any
+    ) -> ResultT:
+        return context.run(function, *arguments)
+
+    def call_soon(self, callback: Callback) -> None:
+        self._token.run_sync_soon(callback)
+
+    def watch_readable(self, fd: int, callback: Callback) -> None:
+        self._watch(fd, 0, callback)
+
+    def unwatch_readable(self, fd: int) -> None:
+        self._watch(fd, 0, None)
+
+    def watch_writable(self, fd: int, callback: Callback) -> None:
+        self._watch(fd, 1, callback)
+
+    def unwatch_writable(self, fd: int) -> None:
+        self._watch(fd, 1, None)
+
+    def _watch(self, fd: int, which: int, callback: Callback | None) -> None:
+        callbacks = self._watched.get(fd)
+        known = callbacks is not None
+        if callbacks is None:
+            callbacks = self._watched[fd] = [None, None]
+        callbacks[which] = callback
+        on_read, on_write = callbacks
+        events = (selectors.EVENT_READ if on_read else 0) | (selectors.EVENT_WRITE if on_write else 0)
+        if not events:
+            del self._watched[fd]
+            if known:
+                self._selector.unregister(fd)
+        elif known:
+            self._selector.modify(fd, events, callbacks)
+        else:
+            self._selector.register(fd, events, callbacks)
+
+    async def _run(self, selector: Any, scope: Any) -> None:
+        with selector, scope:
+            while True:
+                await self._trio.wait_readable(selector.fileno())
+                for key, events in selector.select(0):
+                    callbacks: list[Callback | None] = key.data
+                    for which, event in enumerate((selectors.EVENT_READ, selectors.EVENT_WRITE)):
+                        callback = callbacks[which]  # it may have been taken back a moment ago
+                        if events & event and callback is not None:
+                            try:
+                                callback()
+                            except Exception:
+                                logger.exception("a socket's callback failed")
+
+    def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
+        self._trio.spawn_system_task(_as_coroutine, function, context=copy_context())
+
+
+# --- the running one ------------------------------------------------------------------------------------
+
+_poller = RunVar[Poller]("anyio_ws.poller")
+
+
+def current_poller() -> Poller:
+    """Return the poller of the event loop that is running."""
+    try:
+        return _poller.get()
+    except LookupError:
+        poller: Poller = _TrioPoller() if _in_trio() else _AsyncioPoller()
+        _poller.set(poller)
+        return poller
+
+
+def _in_trio() -> bool:
     trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        trio.lowlevel.spawn_system_task(run)
-    else:
-        task = asyncio.get_running_loop().create_task(run())
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
+    return trio is not None and bool(trio.lowlevel.in_trio_run())

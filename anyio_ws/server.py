@@ -33,9 +33,11 @@ from .exceptions import ConnectionClosed, InvalidRequest, LocalProtocolError, Re
 from .handler import FunctionFactory, HandlerFactory, Session, SessionFactory, choose_parameters, settle
 from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
 from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
+from .poller import current_poller
 from .protocol import Role
 from .throttle import Throttle
-from .transport import Address, Farewell, StreamTransport, address_of, receive_head
+from .sockets import ConnectedSocket, SocketListener
+from .transport import Address, Farewell, StreamTransport, Transport, address_of, receive_head
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -171,7 +173,7 @@ async def serve(
 class Acceptor(Protocol):
     """What a server accepts from; AnyIO's socket listeners are such."""
 
-    async def accept(self) -> AnyByteStream:
+    async def accept(self) -> AnyByteStream | ConnectedSocket:
         """Wait for a connection."""
 
     async def aclose(self) -> None:
@@ -314,7 +316,7 @@ class _Listening:
                 self._freed = anyio.Event()
             await self._freed.wait()
 
-    async def _accept(self, listener: Acceptor) -> AnyByteStream:
+    async def _accept(self, listener: Acceptor) -> AnyByteStream | ConnectedSocket:
         """Accept one connection, whatever goes wrong with others."""
         while True:
             try:
@@ -364,14 +366,14 @@ class _Link:
     :ivar scope: around everything that the user's code does
     """
 
-    def __init__(self, listening: _Listening, stream: AnyByteStream) -> None:
+    def __init__(self, listening: _Listening, accepted: AnyByteStream | ConnectedSocket) -> None:
         self.scope = anyio.CancelScope()
         self._listening = listening
         self._config = listening.service.config
-        self._stream: Any = stream
+        self._accepted: Any = accepted
         self._opening = anyio.CancelScope()
         self._closing = anyio.CancelScope(shield=True)
-        self._transport: StreamTransport | None = None
+        self._transport: Transport | None = None
         self._reader: RequestReader | None = None
         self._conn: Conn | None = None
         self._id: int | str = "in its opening handshake"
@@ -405,9 +407,11 @@ class _Link:
         finally:
             if self._transport is not None:
                 self._transport.abort()
+            elif isinstance(self._accepted, ConnectedSocket):
+                self._accepted.close()
             else:
                 with contextlib.suppress(Exception):
-                    await anyio.aclose_forcefully(self._stream)
+                    await anyio.aclose_forcefully(self._accepted)
             self._listening.gone(self)
 
     # --- the opening handshake ----------------------------------------------------------------------
@@ -436,7 +440,9 @@ class _Link:
 
     @property
     def _remote_address(self) -> Address:
-        return address_of(self._stream.extra(SocketAttribute.remote_address, ""))
+        if isinstance(self._accepted, ConnectedSocket):
+            return self._accepted.remote_address
+        return address_of(self._accepted.extra(SocketAttribute.remote_address, ""))
 
     def _refuse_late(self) -> bytes:
         """Answer a request that did not come in time, or came when the server stops."""
@@ -452,17 +458,7 @@ class _Link:
         :raises _Answered: when the request gets another answer
         """
         config, service, listening = self._config, self._listening.service, self._listening
-        stream: ByteStream = self._stream
-        if config.tls is not None:
-            stream = await TLSStream.wrap(
-                stream, server_side=True, ssl_context=config.tls, standard_compatible=False
-            )
-        self._transport = transport = StreamTransport(
-            stream,
-            listening.tasks.start_soon,
-            outbox_size=config.outbox_size,
-            write_timeout=config.write_timeout,
-        )
+        self._transport = transport = await self._make_transport()
         transport.start()
         self._reader = reader = RequestReader(config.handshake.max_size, config.handshake.max_headers)
         request = await receive_head(transport, reader)
@@ -498,6 +494,18 @@ class _Link:
         self._conn = conn
         return session
 
+    async def _make_transport(self) -> Transport:
+        config, listening = self._config, self._listening
+        size, timeout = config.outbox_size, config.write_timeout
+        if isinstance(self._accepted, ConnectedSocket):
+            return self._accepted.adopt(listening.deadlines, outbox_size=size, write_timeout=timeout)
+        stream: ByteStream = self._accepted
+        if config.tls is not None:
+            stream = await TLSStream.wrap(
+                stream, server_side=True, ssl_context=config.tls, standard_compatible=False
+            )
+        return StreamTransport(stream, listening.tasks.start_soon, outbox_size=size, write_timeout=timeout)
+
     async def _users(self, call: Awaitable[Any]) -> Any:
         """Wait for the user's code; its refusal or its failure is an answer."""
         try:
@@ -517,7 +525,7 @@ class _Link:
         self._failed(exc)
         return _Answered(build_refusal(InvalidRequest(500, "the server failed")))
 
-    async def _leave(self, transport: StreamTransport, last: bytes) -> None:
+    async def _leave(self, transport: Transport, last: bytes) -> None:
         """Send the last bytes and close the socket so that the peer can read them (RFC 9112 §9.6)."""
         farewell = Farewell()
         transport.receiver = farewell
@@ -576,12 +584,19 @@ async def _bind(config: Config) -> list[Acceptor]:
     """Bind what the configuration says."""
     if config.unix_path is not None:
         clear_unix_path(Path(config.unix_path))
-        return [await anyio.create_unix_listener(config.unix_path, backlog=config.backlog)]
+        listener = await anyio.create_unix_listener(config.unix_path, backlog=config.backlog)
+        return [_directly(listener, config)]
     multi = await anyio.create_tcp_listener(
         local_host=config.address, local_port=config.port, backlog=config.backlog
     )
-    listeners: list[Any] = list(multi.listeners)
-    return listeners
+    return [_directly(listener, config) for listener in multi.listeners]
+
+
+def _directly(listener: Any, config: Config) -> Acceptor:
+    """Accept plain sockets from a listener where the event loop can watch them."""
+    direct = current_poller().watches_sockets and config.tls is None
+    acceptor: Acceptor = SocketListener(listener) if direct else listener
+    return acceptor
 
 
 def _unlink_unix_path(config: Config) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
-_PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
-_LINGER_BYTES = 65_536  # what a peer may still send before its connection is closed under it
+PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
+LINGER_BYTES = 65_536  # what a peer may still send before its connection is closed under it
 
 Spawn = Callable[..., object]
 Address = tuple[str, int] | str
@@ -26,8 +26,8 @@ HeadT = TypeVar("HeadT", covariant=True)
 class Receiver(Protocol):
     """What a transport calls. None of it may block, and none of it may raise."""
 
-    def data_received(self, data: bytes) -> None:
-        """Take the bytes of one read."""
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Take the bytes of one read; a view is valid until this returns."""
 
     def eof_received(self) -> None:
         """Note that the peer will send nothing more."""
@@ -37,6 +37,64 @@ class Receiver(Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the transport has ended; called exactly once, and last."""
+
+
+class Transport(Protocol):
+    """What a connection needs from below: bytes go out in one step, and the receiver is called.
+
+    :ivar receiver: who is called; may be exchanged at any time
+    :ivar full: whether more than ``outbox_size`` bytes wait to be sent, so that writing should wait
+    :ivar reading: whether received bytes are wanted; see :meth:`pause` and :meth:`resume`
+    :ivar ended: whether the transport has ended and what is below it is closed
+    :ivar is_direct: whether the receiver is called by the event loop, in no task's name
+    """
+
+    receiver: Receiver | None
+    full: bool
+    reading: bool
+    ended: bool
+    is_direct: bool
+
+    def start(self) -> None:
+        """Begin to write; reading begins with :meth:`resume`, when there is a receiver."""
+
+    def write(self, data: bytes) -> None:
+        """Take bytes to send, all of them or, when the transport has ended, none."""
+
+    def pause(self) -> None:
+        """Stop reading, so that the peer is slowed down."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def finish(self, *, half_close: bool = False, await_eof: bool = False) -> None:
+        """Send what waits, then end; what still arrives is discarded.
+
+        :param half_close: tell the peer that nothing more comes, where that is possible
+        :param await_eof: read until the peer closes, or has sent 64 KiB more: closing a socket with
+            unread data resets the connection, and a reset destroys what the peer has not read yet
+        """
+
+    def abort(self, error: Exception | None = None) -> None:
+        """End at once; what waits to be sent is dropped.
+
+        :param error: what ``connection_lost`` is told
+        """
+
+    def extra(self, attribute: Any, default: Any = None) -> Any:
+        """Return a typed attribute of what is below, *default* where it has none."""
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """The typed attributes of what is below."""
+
+    @property
+    def remote_address(self) -> Address:
+        """Where the peer is: ``(host, port)``, the path of a Unix socket, or ``""``."""
+
+    @property
+    def local_address(self) -> Address:
+        """Where this end is, in the same forms."""
 
 
 class StreamTransport:
@@ -49,15 +107,15 @@ class StreamTransport:
     :param outbox_size: bytes above which :attr:`full` is true
     :param write_timeout: seconds that one send of at most 64 KiB may take
 
-    :ivar receiver: who is called; may be exchanged at any time
     :ivar buffered: bytes handed over and not yet sent
-    :ivar reading: whether received bytes are wanted; see :meth:`pause` and :meth:`resume`
-    :ivar ended: whether the transport has ended and its stream is closed
     """
+
+    is_direct = False
 
     def __init__(self, stream: ByteStream, spawn: Spawn, *, outbox_size: int, write_timeout: float) -> None:
         self.receiver: Receiver | None = None
         self.buffered = 0
+        self.full = False
         self.reading = False
         self.ended = False
         self._stream = stream
@@ -79,15 +137,11 @@ class StreamTransport:
         """Begin to write; reading begins with :meth:`resume`, when there is a receiver."""
         self._spawn(self._run)
 
-    @property
-    def full(self) -> bool:
-        """Whether so much waits to be sent that writing should wait."""
-        return self.buffered > self._outbox_size
-
     def write(self, data: bytes) -> None:
         """Take bytes to send, all of them or, when the transport has ended, none."""
         if data and not self._finishing:
             self.buffered += len(data)
+            self.full = self.buffered > self._outbox_size
             self._outbox.send_nowait(data)
 
     def pause(self) -> None:
@@ -150,7 +204,7 @@ class StreamTransport:
                 self._resumed = None
                 continue
             try:
-                data = await self._stream.receive(_PIECE)
+                data = await self._stream.receive(PIECE)
             except anyio.EndOfStream:
                 if not self._finishing and self.receiver is not None:
                     self.receiver.eof_received()
@@ -160,26 +214,27 @@ class StreamTransport:
             else:
                 # What comes before our last words are sent must be read, or they might never be.
                 self._discarded += len(data) if self._all_sent else 0
-                if self._discarded > _LINGER_BYTES:
+                if self._discarded > LINGER_BYTES:
                     return self._end_in_order()
 
     async def _write_all(self) -> None:
         async for first in self._frames:
             data = self._join(first)
-            for start in range(0, len(data), _PIECE):
-                piece = data[start : start + _PIECE] if len(data) > _PIECE else data
+            for start in range(0, len(data), PIECE):
+                piece = data[start : start + PIECE] if len(data) > PIECE else data
                 with anyio.fail_after(self._write_timeout):
                     await self._stream.send(piece)
-                was_full = self.full
                 self.buffered -= len(piece)
-                if was_full and not self.full and self.receiver is not None:
-                    self.receiver.room_made()
+                if self.full and self.buffered <= self._outbox_size:
+                    self.full = False
+                    if self.receiver is not None:
+                        self.receiver.room_made()
         await self._send_eof()
 
     def _join(self, first: bytes) -> bytes:
         """Take what else waits, up to one piece: one send for all replies to one read."""
         frames, size = [first], len(first)
-        while size < _PIECE:
+        while size < PIECE:
             try:
                 frames.append(self._frames.receive_nowait())
             except (anyio.WouldBlock, anyio.EndOfStream):
@@ -236,7 +291,7 @@ def address_of(address: Any) -> Address:
 class HeadReader(Protocol[HeadT]):
     """What :func:`receive_head` reads with: the readers of ``http11.py``."""
 
-    def feed(self, data: bytes) -> HeadT | None:
+    def feed(self, data: bytes | memoryview) -> HeadT | None:
         """Take bytes; return the head when it is complete."""
 
     def feed_eof(self) -> HeadT:
@@ -246,7 +301,7 @@ class HeadReader(Protocol[HeadT]):
 class _HeadReceiver:
     """The receiver of an opening handshake: feeds a reader, and stops reading when it is done."""
 
-    def __init__(self, transport: StreamTransport, reader: HeadReader[Any]) -> None:
+    def __init__(self, transport: Transport, reader: HeadReader[Any]) -> None:
         self.head: Any = None
         self.error: Exception | None = None
         self.done = anyio.Event()
@@ -254,13 +309,13 @@ class _HeadReceiver:
         self._reader = reader
         self._next = transport.receiver
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         self._take(self._reader.feed, data)
 
     def eof_received(self) -> None:
         self._take(self._reader.feed_eof)
 
-    def _take(self, feed: Callable[..., Any], *data: bytes) -> None:
+    def _take(self, feed: Callable[..., Any], *data: bytes | memoryview) -> None:
         try:
             self.head = feed(*data)
         except Exception as exc:  # noqa: BLE001 - raised where the head is waited for
@@ -281,7 +336,7 @@ class _HeadReceiver:
             self._next.connection_lost(error)
 
 
-async def receive_head(transport: StreamTransport, reader: HeadReader[HeadT]) -> HeadT:
+async def receive_head(transport: Transport, reader: HeadReader[HeadT]) -> HeadT:
     """Read the head of a request or response; then reading is paused again.
 
     :raises HandshakeError: what the reader found wrong
@@ -307,7 +362,7 @@ class Farewell:
     def __init__(self) -> None:
         self.gone = anyio.Event()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         """Discard it."""
 
     def eof_received(self) -> None:

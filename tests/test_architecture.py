@@ -32,8 +32,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("exceptions", "events", "_version"),
     ("_framing_py", "_framing_c", "framing", "http11", "handshake", "deflate"),
     ("protocol",),
-    ("config", "buffers", "from_thread", "deadlines", "tasks", "throttle", "transport", "poller"),
-    ("handler", "conn"),
+    ("config", "buffers", "from_thread", "deadlines", "tasks", "throttle", "transport", "poller", "sockets"),
+    ("handler", "inbox", "conn"),
     ("server", "client"),
     ("workers", "blocking", "testing.*", "testing"),
     ("__init__",),  # the public names

@@ -44,18 +44,18 @@ class Loaded:
 def any_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have whoever asks for a port get a free one, and whoever connects to it find it."""
     ports: dict[int, int] = {}
-    listen, connect = anyio.create_tcp_listener, anyio.connect_tcp
+    listen, look_up = anyio.create_tcp_listener, anyio.getaddrinfo
 
     async def create_tcp_listener(*, local_port: int, **options: Any) -> Any:
         listener = await listen(local_port=0, **options)
         ports[local_port] = listener.extra(anyio.abc.SocketAttribute.local_port)
         return listener
 
-    async def connect_tcp(host: str, port: int) -> Any:
-        return await connect(host, ports.get(port, port))
+    async def getaddrinfo(host: str, port: int, **options: Any) -> Any:
+        return await look_up(host, ports.get(port, port), **options)
 
     monkeypatch.setattr(anyio, "create_tcp_listener", create_tcp_listener)
-    monkeypatch.setattr(anyio, "connect_tcp", connect_tcp)
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
 
 
 @pytest.mark.usefixtures("any_port")
@@ -89,7 +89,8 @@ async def test_example_page_answers_http(monkeypatch: pytest.MonkeyPatch) -> Non
     async with anyio.create_task_group() as tasks:
         await tasks.start(_started, Loaded("http_page.py", monkeypatch))
         for path, status in (("/health", b"200 OK"), ("/other", b"404 Not Found")):
-            async with await anyio.connect_tcp("127.0.0.1", 9882) as stream:
+            ((*_, address), *_) = await anyio.getaddrinfo("127.0.0.1", 9882)
+            async with await anyio.connect_tcp(*address) as stream:
                 await stream.send(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
                 assert (await stream.receive()).startswith(b"HTTP/1.1 " + status)
         tasks.cancel_scope.cancel()

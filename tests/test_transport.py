@@ -51,7 +51,7 @@ class Notes:
         self.fault: Exception | None = None
         self.lost = anyio.Event()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         if self.fault is not None:
             raise self.fault
         if self.events and isinstance(self.events[-1], bytes):
@@ -651,7 +651,7 @@ class Line:
     def __init__(self) -> None:
         self.data = b""
 
-    def feed(self, data: bytes) -> bytes | None:
+    def feed(self, data: bytes | memoryview) -> bytes | None:
         self.data += data
         if b"!" in self.data:
             raise ValueError("an exclamation mark")

@@ -1,0 +1,316 @@
+"""What a connection has received, and how it gets to the application.
+
+An application either *asks* (``receive``, iteration) or is *called* (the hooks of a handler). Both are
+served from one queue, by one task at a time, in order. While more than ``size`` bytes wait the transport
+does not read, so that the peer is slowed down and nothing is lost.
+
+Hooks have a short cut, because most of them are over at once. When the task that calls them is parked
+and nothing waits, a hook begins right where its message came in, on behalf of that task: the task is
+not woken for it. Only a hook that goes to sleep wakes it, and goes on there. What the hook sees is the
+same: its own task, its own context, one message at a time. (On Trio a coroutine cannot begin outside of
+its task; there the short cut is for ``def`` hooks.)
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from .events import Message
+from .poller import Bell, current_poller
+from .transport import Transport
+
+Hook = Callable[[Message], Any]
+
+_MESSAGE_COST = 64  # bytes that a message in the queue is counted with beside its data
+_FAIR = 256  # messages after which other tasks get their turn
+_NOT_BEGUN: Final = object()
+
+
+class Inbox:
+    """The received messages of one connection.
+
+    :param transport: paused while too much waits
+    :param size: bytes that may wait; reading goes on when half of them are gone
+
+    :ivar ended: nothing more will come
+    :ivar busy: a hook is at work
+    :ivar resumptions: how often reading went on after it had been paused
+    """
+
+    __slots__ = (
+        "_bell",
+        "_bytes",
+        "_context",
+        "_error",
+        "_hook",
+        "_hook_bell",
+        "_is_asked",
+        "_poller",
+        "_queue",
+        "_served",
+        "_short_cut",
+        "_size",
+        "_sleeping",
+        "_task",
+        "_transport",
+        "busy",
+        "ended",
+        "resumptions",
+    )
+
+    def __init__(self, transport: Transport, size: int) -> None:
+        self.ended = False
+        self.busy = False
+        self.resumptions = 0
+        self._transport = transport
+        self._size = size
+        self._queue: deque[Message] = deque()
+        self._bytes = 0
+        self._poller = current_poller()
+        self._bell = self._poller.bell()  # for who asks
+        self._is_asked = False
+        self._served = 0  # messages since another task had its turn
+        # Hooks: who calls them, and the one that has begun elsewhere and went to sleep, or failed.
+        self._hook: Hook | None = None
+        self._hook_bell: Bell  # for who calls them; apart, because a hook may ask
+        self._task: Any = None
+        self._context: Context
+        self._short_cut = False
+        self._sleeping: tuple[Coroutine[Any, Any, Any], Any] | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be handled, and nothing is being handled."""
+        return not self._queue and not self.busy
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits that nothing more should be read."""
+        return self._bytes >= self._size
+
+    # --- what comes in ----------------------------------------------------------------------------
+
+    def take(self, deal_with: Callable[[list[Message]], None], messages: list[Message]) -> None:
+        """Call *deal_with*, which calls :meth:`put` for each message that the application gets.
+
+        :param deal_with: deals with the messages of one read
+        :param messages: these messages
+        """
+        poller = self._poller
+        gathers = len(messages) > 1 and not poller.corked
+        if gathers:
+            poller.corked = True
+        try:
+            if self._hook is not None and self._transport.is_direct and self._hook_bell.is_parked:
+                self._short_cut, self._served = not self._queue, 0
+                poller.run_as(self._task, self._context, deal_with, messages)
+                self._short_cut = False
+            else:
+                deal_with(messages)
+        finally:
+            if gathers:
+                poller.uncork()
+        if self._queue:
+            self._wake()
+            if self._bytes >= self._size:
+                self._transport.pause()
+
+    def put(self, message: Message) -> None:
+        """Hand a message to the application, or keep it until it is asked for."""
+        if self._short_cut:
+            self._begin(message)
+        elif not self.ended:
+            self._queue.append(message)
+            self._bytes += len(message.data) + _MESSAGE_COST
+
+    def end(self) -> None:
+        """Note that nothing more will come; what waits is still there to be had."""
+        self.ended = True
+        self._short_cut = False
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake who waits: a task that asks or, without one, the task that calls hooks."""
+        if self._hook is not None and not self._bell.is_parked:
+            self._hook_bell.ring()
+        else:
+            self._bell.ring()
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._queue.clear()
+        self._bytes = 0
+
+    def _begin(self, message: Message) -> None:
+        """Call the hook in the place of the task that is parked; wake the task if it goes to sleep."""
+        self.busy = True
+        coroutine: Any
+        try:
+            assert self._hook is not None
+            coroutine = self._hook(message)
+            if coroutine is not None and hasattr(coroutine, "__await__"):
+                if not self._poller.steps or type(coroutine) is not types.CoroutineType:
+                    self._hand_on(coroutine, _NOT_BEGUN)
+                    return
+                try:
+                    waits_for = coroutine.send(None)
+                except StopIteration:
+                    pass
+                else:
+                    self._hand_on(coroutine, waits_for)
+                    return
+        except BaseException as exc:  # noqa: BLE001 - raised in the task, where the hook belongs
+            self._error = exc
+            self._short_cut = False
+            self._hook_bell.ring()
+            return
+        self.busy = False
+        self._served += 1
+        if self._served == _FAIR or not self._hook_bell.is_parked:
+            self._short_cut = False
+
+    def _hand_on(self, coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+        self._sleeping = coroutine, waits_for
+        self._short_cut = False
+        self._hook_bell.ring()
+
+    # --- an application that asks -----------------------------------------------------------------
+
+    async def get(self) -> Message | None:
+        """Return the next message, ``None`` when there will be none.
+
+        :raises anyio.BusyResourceError: when another task waits already
+
+        Cancellation: no message is lost.
+        """
+        if self._is_asked or (self._hook is not None and not self.busy):
+            raise anyio.BusyResourceError("receiving from")
+        self._is_asked = True
+        try:
+            if self._served >= _FAIR:
+                self._served = 0
+                await anyio.lowlevel.checkpoint()
+            while not self._queue:
+                if self.ended:
+                    return None
+                self._served = 0
+                await self._bell.wait()
+        finally:
+            self._is_asked = False
+        self._served += 1
+        return self._pop()
+
+    def _pop(self) -> Message:
+        message = self._queue.popleft()
+        self._bytes -= len(message.data) + _MESSAGE_COST
+        if not self._transport.reading and not self.ended and self._bytes <= self._size // 2:
+            self.resumptions += 1
+            self._transport.resume()
+        return message
+
+    # --- an application that is called ------------------------------------------------------------
+
+    async def dispatch_all(self, hook: Hook) -> None:
+        """Call a hook for each message, one at a time and in order, until there will be none.
+
+        :raises anyio.BusyResourceError: when another task waits already
+
+        Raises what the hook raises. Cancellation: reaches a hook that is at work.
+        """
+        if self._is_asked or self._hook is not None:
+            raise anyio.BusyResourceError("receiving from")
+        self._hook_bell = self._poller.bell()
+        self._hook, self._task, self._context = hook, self._poller.current_task(), copy_context()
+        self.busy = False
+        try:
+            while True:
+                if self._queue:
+                    await self._dispatch_queue(hook)
+                elif self.ended:
+                    return
+                else:
+                    await self._wait_for_a_message()
+        finally:
+            self._hook, self._task = None, None
+            self.busy = False
+
+    async def _wait_for_a_message(self) -> None:
+        """Park; then finish what has begun meanwhile, if anything has."""
+        cancelled: BaseException | None = None
+        try:
+            await self._hook_bell.wait()
+        except BaseException as exc:
+            if self._sleeping is None and self._error is None:
+                raise
+            cancelled = exc  # it came between the bell and us: the hook is to be told
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if self._sleeping is not None:
+            (coroutine, waits_for), self._sleeping = self._sleeping, None
+            await self._run(coroutine, waits_for, cancelled)
+            self.busy = False
+
+    async def _dispatch_queue(self, hook: Hook) -> None:
+        """Call the hook for all that waits; the replies leave in one send."""
+        poller, run = self._poller, self._context.run
+        self._served = 0
+        try:
+            while self._queue:
+                if self._served == _FAIR:
+                    poller.uncork()
+                    await anyio.lowlevel.checkpoint()
+                    self._served = 0
+                    continue
+                self._served += 1
+                message = self._pop()
+                poller.corked = bool(self._queue)
+                self.busy = True
+                result = run(hook, message)
+                if result is not None and hasattr(result, "__await__"):
+                    await self._run(result, _NOT_BEGUN, None)
+                self.busy = False
+        finally:
+            poller.uncork()
+
+    @types.coroutine
+    def _run(
+        self, awaitable: Any, waits_for: Any, cancelled: BaseException | None
+    ) -> Generator[Any, Any, None]:
+        """Run a hook's coroutine to its end, in its own context.
+
+        :param awaitable: a coroutine, or anything else that can be awaited
+        :param waits_for: what it waits for if it has begun, ``_NOT_BEGUN`` otherwise
+        :param cancelled: what its wait ends with, if that is known already
+        """
+        if type(awaitable) is not types.CoroutineType:
+            awaitable = _await(awaitable)
+        run = self._context.run
+        try:
+            if waits_for is _NOT_BEGUN:
+                waits_for = run(awaitable.send, None)
+            if cancelled is not None:
+                waits_for = run(awaitable.throw, cancelled)
+            while True:
+                # Nothing that was written may wait for a hook that sleeps.
+                self._poller.uncork()
+                try:
+                    value = yield waits_for
+                except BaseException as exc:  # noqa: BLE001 - it goes where it would have gone
+                    waits_for = run(awaitable.throw, exc)
+                else:
+                    waits_for = run(awaitable.send, value)
+        except StopIteration:
+            return
+
+
+async def _await(awaitable: Any) -> None:
+    await awaitable

@@ -1,0 +1,550 @@
+"""Plain sockets, watched directly: the transport, the listener and the connecting for TCP and Unix sockets.
+
+A :class:`SocketTransport` has no task. The event loop calls it when its socket can be read; it receives
+into a buffer that all sockets share, and its receiver deals with the bytes there and then. What is
+written goes to the kernel at once, and waits only when the kernel is full.
+
+Where the event loop cannot watch sockets (the proactor loop of Windows), AnyIO's streams and
+``StreamTransport`` do the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import SocketAttribute
+
+from .deadlines import Deadline, Deadlines
+from .poller import current_poller
+from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+_FAIR = 32  # connections that are accepted before other tasks get their turn
+_STAGGER = 0.25  # seconds before the next address is tried beside the last one (RFC 8305 §5)
+_FULL_BACKLOG_PAUSE = 0.01  # seconds; nothing tells when a Unix socket's backlog has room again
+_READS_AFTER_BREAKING = 64  # at most so many reads of what came before a socket broke
+_TCP = (socket.AF_INET, socket.AF_INET6)
+_RETRY = (BlockingIOError, InterruptedError)
+
+
+class SocketTransport:
+    """A transport over a connected socket.
+
+    :param sock: a non-blocking stream socket; the transport closes it at the end, in every case
+    :param deadlines: the clock
+    :param outbox_size: bytes above which :attr:`full` is true
+    :param write_timeout: seconds in which the peer must take 64 KiB of what waits
+    :param remote_address: where the peer is, if that is known
+
+    :ivar buffered: bytes handed over and not yet sent
+    """
+
+    is_direct = True
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        deadlines: Deadlines,
+        *,
+        outbox_size: int,
+        write_timeout: float,
+        remote_address: Any = None,
+    ) -> None:
+        self.receiver: Receiver | None = None
+        self.buffered = 0
+        self.full = False
+        self.reading = False
+        self.ended = False
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._poller = current_poller()
+        self._poller.begin()
+        self._deadlines = deadlines
+        self._outbox_size = outbox_size
+        self._write_timeout = write_timeout
+        self._outbox: deque[bytes] = deque()
+        self._rest: bytes | memoryview = b""  # what the kernel did not take
+        self._gathered = False  # the poller will flush us
+        self._progress = 0  # bytes taken since the write timeout began
+        self._deadline: Deadline | None = None
+        self._error: Exception | None = None
+        self._finishing = False
+        self._half_close = False
+        self._await_eof = False
+        self._all_sent = False
+        self._eof = False
+        self._discarded = 0
+        self._remote_address: Any = remote_address
+        self._local_address: Any = None
+
+    def start(self) -> None:
+        """Do nothing: reading begins with :meth:`resume`, when there is a receiver."""
+
+    # --- receiving --------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop reading, so that the peer is slowed down."""
+        if self.reading:
+            self.reading = False
+            self._unwatch_readable()
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self.reading and not self.ended:
+            self.reading = True
+            if not self._eof:
+                self._poller.watch_readable(self._fd, self._readable)
+
+    def _unwatch_readable(self) -> None:
+        if not self._eof:
+            self._poller.unwatch_readable(self._fd)
+
+    def _readable(self) -> None:
+        """Receive once; called whenever there is something."""
+        buffer = self._poller.buffer
+        try:
+            size = self._socket.recv_into(buffer)
+        except _RETRY:
+            return
+        except OSError as exc:
+            self._close(exc)
+            return
+        if not size:
+            self._end_of_stream()
+        elif self._finishing:
+            self._discard(size)
+        else:
+            assert self.receiver is not None
+            self.receiver.data_received(buffer[:size])
+
+    def _end_of_stream(self) -> None:
+        self._unwatch_readable()
+        self._eof = True
+        if not self._finishing:
+            assert self.receiver is not None
+            self.receiver.eof_received()
+        elif self._all_sent:
+            self._close()
+
+    def _discard(self, size: int) -> None:
+        """What comes before our last words are sent must be read, or they might never be."""
+        if self._all_sent:
+            self._discarded += size
+            if self._discarded > LINGER_BYTES:
+                self._close()
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Take bytes to send, all of them or, when the transport has ended, none."""
+        if self._finishing:
+            return
+        if self._rest:
+            self._keep(data)
+        elif self._poller.corked:
+            self._keep(data)
+            if self.full:
+                self.flush()
+            elif not self._gathered:
+                self._gathered = True
+                self._poller.waiting.append(self)
+        else:
+            self._send(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._outbox.append(data)
+        self.buffered += len(data)
+        self.full = self.buffered > self._outbox_size
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        self._gathered = False
+        if not self._rest and self._outbox:
+            self._send_outbox()
+
+    def _send_outbox(self) -> None:
+        """Send what waits, in one call as far as it is small."""
+        while self._outbox and not self._rest:
+            data = self._outbox.popleft() if len(self._outbox) == 1 else self._join()
+            self.buffered -= len(data)
+            self._send(data)
+        self._room_may_be_made()
+        if self._finishing and not self._outbox and not self._rest:
+            self._finish_sending()
+
+    def _join(self) -> bytes:
+        pieces, size = [], 0
+        while self._outbox and size < PIECE:
+            pieces.append(self._outbox.popleft())
+            size += len(pieces[-1])
+        return b"".join(pieces)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        """Have the kernel take bytes; keep what it does not take."""
+        try:
+            sent = self._socket.send(data)
+        except _RETRY:
+            sent = 0
+        except OSError as exc:
+            self._break(exc)
+            return
+        if sent < len(data):
+            self._rest = memoryview(data)[sent:]
+            self.buffered += len(self._rest)
+            self.full = self.buffered > self._outbox_size
+            self._progress = 0
+            self._set_deadline()
+            self._poller.watch_writable(self._fd, self._writable)
+
+    def _writable(self) -> None:
+        """Go on with sending; called whenever the kernel has room."""
+        try:
+            sent = self._socket.send(self._rest)
+        except _RETRY:
+            return
+        except OSError as exc:
+            self._break(exc)
+            return
+        self.buffered -= sent
+        self._progress += sent
+        if sent < len(self._rest):
+            self._rest = memoryview(self._rest)[sent:]
+            if self._progress >= PIECE:
+                self._progress = 0
+                self._set_deadline()
+            self._room_may_be_made()
+            return
+        self._stop_waiting()
+        self._send_outbox()
+
+    def _room_may_be_made(self) -> None:
+        if self.full and self.buffered <= self._outbox_size:
+            self.full = False
+            if self.receiver is not None:
+                self.receiver.room_made()
+
+    def _set_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._deadlines.call_later(self._write_timeout, self._time_out)
+
+    def _time_out(self) -> None:
+        self._close(TimeoutError(f"the peer took less than 64 KiB in {self._write_timeout} seconds"))
+
+    def _stop_waiting(self) -> None:
+        if self._rest:
+            self._rest = b""
+            self._poller.unwatch_writable(self._fd)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _break(self, error: OSError) -> None:
+        """Note that nothing can be sent any more; what the peer sent before can still be read."""
+        self._error = self._error or error
+        self._drop_outbox()
+        if self._finishing or not self.reading:
+            self._close()
+        else:
+            self._finishing = True
+            self._unwatch_readable()
+            self._poller.call_soon(self._read_what_is_left)
+
+    def _read_what_is_left(self) -> None:
+        if self.ended:
+            return
+        self._finishing = False
+        for _ in range(_READS_AFTER_BREAKING):
+            if not self.reading or self._eof:
+                break
+            try:
+                size = self._socket.recv_into(self._poller.buffer)
+            except OSError:
+                break
+            if not size or self.receiver is None:
+                break
+            self.receiver.data_received(self._poller.buffer[:size])
+        self._close()
+
+    def _drop_outbox(self) -> None:
+        self._stop_waiting()
+        self._outbox.clear()
+        self.buffered = 0
+        self.full = False
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def finish(self, *, half_close: bool = False, await_eof: bool = False) -> None:
+        """Send what waits, then end; what still arrives is discarded. See ``Transport.finish``."""
+        if not self._finishing:
+            self._finishing = True
+            self._half_close, self._await_eof = half_close, await_eof
+            self.resume()
+            if not self._outbox and not self._rest:
+                self._finish_sending()
+
+    def _finish_sending(self) -> None:
+        """Do what :meth:`finish` asked for once everything is sent."""
+        self._all_sent = True
+        if self._half_close and not self._eof:
+            with contextlib.suppress(OSError):  # the peer may be gone
+                self._socket.shutdown(socket.SHUT_WR)
+        if self._eof or not self._await_eof:
+            self._close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """End at once; what waits to be sent is dropped."""
+        self._close(error)
+
+    def _close(self, error: Exception | None = None) -> None:
+        if self.ended:
+            return
+        self._error = self._error or error
+        self._drop_outbox()
+        self.ended = self._finishing = True
+        if self.reading:
+            self.reading = False
+            self._unwatch_readable()
+        _ = self.remote_address, self.local_address  # a closed socket does not know them
+        self._socket.close()
+        self._poller.end()
+        self._poller.call_soon(self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        if self.receiver is not None:
+            self.receiver.connection_lost(self._error)
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def remote_address(self) -> Address:
+        """Where the peer is: ``(host, port)``, the path of a Unix socket, or ``""``."""
+        if self._remote_address is None:
+            self._remote_address = _ask(self._socket.getpeername)
+        return address_of(self._remote_address)
+
+    @property
+    def local_address(self) -> Address:
+        """Where this end is, in the same forms."""
+        if self._local_address is None:
+            self._local_address = _ask(self._socket.getsockname)
+        return address_of(self._local_address)
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes of a socket."""
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: self._socket.family,
+            SocketAttribute.local_address: lambda: self.local_address,
+            SocketAttribute.raw_socket: lambda: self._socket,
+            SocketAttribute.remote_address: lambda: self.remote_address,
+        }
+        for attribute, address in (
+            (SocketAttribute.local_port, self.local_address),
+            (SocketAttribute.remote_port, self.remote_address),
+        ):
+            if isinstance(address, tuple):
+                attributes[attribute] = partial(_port_of, address)
+        return attributes
+
+    def extra(self, attribute: Any, default: Any = None) -> Any:
+        """Return a typed attribute of the socket, *default* where it has none."""
+        get = self.extra_attributes.get(attribute)
+        return default if get is None else get()
+
+
+def _ask(get_name: Callable[[], Any]) -> Any:
+    """Return an address, ``""`` of a socket whose peer has gone."""
+    try:
+        return get_name()
+    except OSError:
+        return ""
+
+
+def _port_of(address: tuple[str, int]) -> int:
+    return address[1]
+
+
+# --- accepting --------------------------------------------------------------------------------------
+
+
+class ConnectedSocket:
+    """A connected socket that no transport has adopted yet.
+
+    :param sock: the socket; it is made non-blocking
+    :param remote_address: where the peer is, if that is known
+    """
+
+    def __init__(self, sock: socket.socket, remote_address: object = None) -> None:
+        self._socket = sock
+        self._remote_address = remote_address
+        sock.setblocking(False)
+        if sock.family in _TCP:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def adopt(self, deadlines: Deadlines, *, outbox_size: int, write_timeout: float) -> SocketTransport:
+        """Make the transport, which closes the socket from now on."""
+        return SocketTransport(
+            self._socket,
+            deadlines,
+            outbox_size=outbox_size,
+            write_timeout=write_timeout,
+            remote_address=self._remote_address,
+        )
+
+    @property
+    def remote_address(self) -> Address:
+        """Where the peer is, as far as that is known."""
+        return "" if self._remote_address is None else address_of(self._remote_address)
+
+    def close(self) -> None:
+        """Close the socket of which no transport was made."""
+        self._socket.close()
+
+
+class SocketListener:
+    """Accepts plain sockets from a listening one.
+
+    :param listener: an AnyIO listener over a socket; it is closed with this one
+    """
+
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
+        self._socket: socket.socket = listener.extra(SocketAttribute.raw_socket)
+        self._accepted = 0  # since another task had its turn
+
+    async def accept(self) -> ConnectedSocket:
+        """Wait for a connection.
+
+        :raises OSError: when one cannot be accepted; the next call may well succeed
+        """
+        while True:
+            if self._accepted == _FAIR:
+                self._accepted = 0
+                await anyio.lowlevel.checkpoint()
+            try:
+                sock, address = self._socket.accept()
+            except _RETRY:
+                self._accepted = 0
+                await anyio.wait_readable(self._socket)
+                continue
+            self._accepted += 1
+            try:
+                return ConnectedSocket(sock, address)
+            except OSError:
+                sock.close()
+                raise
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        await self._listener.aclose()
+
+    def extra(self, attribute: Any, default: Any) -> Any:
+        """Return a typed attribute of the listening socket."""
+        return self._listener.extra(attribute, default)
+
+
+# --- connecting -------------------------------------------------------------------------------------
+
+
+async def connect_tcp(host: str, port: int) -> ConnectedSocket:
+    """Connect to whichever of a host's addresses answers first (RFC 8305, "Happy Eyeballs").
+
+    :param host: host name or address
+    :param port: the TCP port
+    :raises OSError: when no address can be connected to; what was wrong with each is its cause
+
+    Cancellation: no socket stays open.
+    """
+    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _by_turns([(family, address) for family, _, _, _, address in found])
+    errors: list[OSError] = []
+    connected: list[socket.socket] = []
+    try:
+        async with anyio.create_task_group() as tasks:
+
+            async def attempt(family: int, address: Any, failed: anyio.Event) -> None:
+                try:
+                    sock = await _connect(family, address)
+                except OSError as exc:
+                    errors.append(exc)
+                    failed.set()
+                else:
+                    connected.append(sock)
+                    tasks.cancel_scope.cancel()
+
+            for family, address in addresses:
+                failed = anyio.Event()
+                tasks.start_soon(attempt, family, address, failed)
+                with anyio.move_on_after(_STAGGER):
+                    await failed.wait()
+        if connected:
+            return ConnectedSocket(connected.pop(0), addresses[0][1] if len(addresses) == 1 else None)
+    finally:
+        for sock in connected:
+            sock.close()
+    raise _connect_error(host, port, errors)
+
+
+def _by_turns(addresses: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """Let the families take turns, the first one first (RFC 8305 §4)."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    pairs = zip_longest(first, others)
+    return [each for pair in pairs for each in pair if each is not None]
+
+
+def _connect_error(host: str, port: int, errors: list[OSError]) -> OSError:
+    """Tell what was wrong: the one error, or all of them under one."""
+    if len(errors) == 1:
+        return errors[0]
+    error = OSError(
+        errors[0].errno, f"{host} port {port}: none of {len(errors)} addresses accepts a connection"
+    )
+    error.__cause__ = ExceptionGroup("one error for each address", errors)
+    return error
+
+
+async def connect_unix(path: str | Path) -> ConnectedSocket:
+    """Connect to a Unix socket.
+
+    :raises OSError: when that is not possible
+
+    Cancellation: no socket stays open.
+    """
+    return ConnectedSocket(await _connect(socket.AF_UNIX, os.fspath(path)), os.fspath(path))
+
+
+async def _connect(family: int, address: Any) -> socket.socket:
+    """Connect one socket, and return it; it is closed when that fails.
+
+    :raises OSError: when the address cannot be connected to
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while (code := sock.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110 - nothing tells of room
+            await anyio.sleep(_FULL_BACKLOG_PAUSE)
+        if code == errno.EINPROGRESS:
+            await anyio.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code), address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
