@@ -537,8 +537,10 @@ async def _connect(family: int, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        while (code := sock.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110 - nothing tells of room
+        code = sock.connect_ex(address)
+        while code == errno.EAGAIN:
             await anyio.sleep(_FULL_BACKLOG_PAUSE)
+            code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
             await anyio.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
