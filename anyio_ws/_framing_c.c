@@ -102,6 +102,23 @@ typedef struct {
     uint8_t needed, low, high;
 } Utf8;
 
+static const uint8_t *
+skip_ascii(const uint8_t *in, const uint8_t *end)
+{
+    uint64_t words[4];
+    while ((size_t)(end - in) >= sizeof words) {
+        memcpy(words, in, sizeof words);
+        if ((words[0] | words[1] | words[2] | words[3]) & HIGH_BITS) {
+            break;
+        }
+        in += sizeof words;
+    }
+    while (in < end && *in < 0x80) {
+        in++;
+    }
+    return in;
+}
+
 /* Take a piece of a text; false at the first byte that cannot be there. */
 static bool
 utf8_goes_on(Utf8 *text, const uint8_t *in, size_t size)
@@ -119,17 +136,7 @@ utf8_goes_on(Utf8 *text, const uint8_t *in, size_t size)
             continue;
         }
         if (byte < 0x80) {
-            uint64_t word = 0;
-            while ((size_t)(end - in) >= sizeof word) {
-                memcpy(&word, in, sizeof word);
-                if (word & HIGH_BITS) {
-                    break;
-                }
-                in += sizeof word;
-            }
-            while (in < end && *in < 0x80) {
-                in++;
-            }
+            in = skip_ascii(in, end);
             continue;
         }
         in++;
@@ -637,12 +644,18 @@ store_inflated(State *state, Reader *reader, PyObject *piece)
     }
     const uint64_t room = reader->max_message_size - reader->size;
     const size_t size = (size_t)PyBytes_GET_SIZE(piece);
-    int status =
-        store(state, reader, (const uint8_t *)PyBytes_AS_STRING(piece), smaller(room, size), NULL);
-    Py_DECREF(piece);
-    if (status == 0 && size > room) {
+    const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(piece);
+    int status;
+    if (size <= room) {
+        status = store(state, reader, bytes, size, NULL);
+    }
+    else if (reader->is_text && !utf8_goes_on(&reader->text, bytes, (size_t)room)) {
+        status = violate_utf8(state);
+    }
+    else {
         status = violate_size(state, reader);
     }
+    Py_DECREF(piece);
     return status;
 }
 

@@ -134,8 +134,6 @@ class Zlib:
             inflated = self._stream.decompress(data, max_length + 1)
         except zlib.error as exc:
             raise RemoteProtocolError(1007, "the compressed data is invalid") from exc
-        if len(inflated) > max_length:
-            raise RemoteProtocolError(1009, "a message is too long when inflated")
         return inflated
 
     def finish(self, max_length: int) -> bytes:
@@ -1238,7 +1236,9 @@ def test_errors_of_the_inflater_end_the_reading(receiver: Receiver, fin: bool) -
     )
     bomb = receiver.frame(BINARY, deflate(bytes(65537)), rsv=4, fin=fin)
     reader = receiver.reader(inflater=Zlib())
-    assert trace(reader, [ping + bomb])[:2] == (first, 1009)
+    assert trace(reader, [ping + bomb]) == Trace(first, 1009, TOO_BIG, finished=True)
+    refusing = Broken(RemoteProtocolError(1013, "not now"))
+    assert trace(receiver.reader(inflater=refusing), [ping + bomb])[:3] == (first, 1013, "not now")
 
 
 def test_compressed_text_must_be_utf8(receiver: Receiver) -> None:
