@@ -35,8 +35,8 @@ from .handshake import Handshake, accept, check_origin, check_request, is_upgrad
 from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
 from .poller import current_poller
 from .protocol import Role
-from .throttle import Throttle
 from .sockets import ConnectedSocket, SocketListener
+from .throttle import Throttle
 from .transport import Address, Farewell, StreamTransport, Transport, address_of, receive_head
 
 if sys.version_info < (3, 11):
