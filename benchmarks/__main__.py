@@ -154,7 +154,7 @@ def measure(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
     tables = read_tables(path) if path == RESULTS else {}
     for run in runs:
         print(f"\n{run.table.name}: {len(run.subjects)} subjects, {len(run.cases)} cases", flush=True)
-        run.measure(bench, rounds, lambda line: print(line, flush=True))
+        run.measure(bench, min(rounds, run.table.most_rounds), lambda line: print(line, flush=True))
         print(f"\n{render_table(run.table.title, run.table.unit, run.figures)}", flush=True)
         if path and (run.is_whole or arguments.output):
             tables[run.table.name] = _describe(run.table, run.figures, about)

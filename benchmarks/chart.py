@@ -36,24 +36,24 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    ("echo", "100x64x1", "Echo, 100 connections, messages of 64 bytes"),
-    ("echo", "1x64x64", "Echo, one connection, 64 messages of 64 bytes in flight"),
-    ("memory", "8000 plain", "Memory of an idle connection, 8,000 connections"),
+    (("echo",), "100x64x1", "Echo, 100 connections, messages of 64 bytes"),
+    (("echo",), "1x64x64", "Echo, one connection, 64 messages of 64 bytes in flight"),
+    (("memory", "memory-plain"), "8000 plain", "Memory of an idle connection, 8,000 connections"),
 )
 
 
 def make_panels(tables: Mapping[str, Figures], units: Mapping[str, str]) -> list[Panel]:
     """Choose what the chart shows, from the tables that are there; styles of ours are left out."""
     panels = []
-    for table, case, title in PANELS:
-        figures = tables.get(table, Figures())
+    for names, case, title in PANELS:
         bars = [
             (subject, value)
+            for figures in (tables.get(name, Figures()) for name in names)
             for subject in figures.subjects
             if (value := figures.get(case, subject)) is not None and not subject.endswith(("-def", "-python"))
         ]
         if bars:
-            panels.append(Panel(title, units[table], sorted(bars, key=lambda bar: bar[1])))
+            panels.append(Panel(title, units[names[0]], sorted(bars, key=lambda bar: bar[1])))
     return panels
 
 

@@ -108,18 +108,22 @@ def build_native(place: Path) -> Path:
 def read_versions(environment: Environment) -> dict[str, str]:
     """Import every peer, and return the versions of everything that matters.
 
-    :raises BenchmarkError: when a peer is missing or broken; none is left out in silence
+    :raises BenchmarkError: when a peer is missing or broken, or our compiled framing is; none is left out in
+        silence
     """
     output = _call([environment.python, "-c", _PRINT_VERSIONS, *PEERS], "a peer is missing")
     versions: dict[str, str] = json.loads(output)
+    if "framing: c" not in versions["anyio_ws"]:
+        raise BenchmarkError("anyio_ws was installed without its compiled framing; see what pip says of it")
     return {"python": platform.python_version(), **versions}
 
 
 def read_commit() -> str:
     """Return the commit that is measured, marked if the tree has changes, or "unknown" outside of git."""
+    git_status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results.*"]
     try:
         commit = _call(["git", "rev-parse", "--short", "HEAD"], "git").strip()
-        return f"{commit} with changes" if _call(["git", "status", "--porcelain", "-uno"], "git") else commit
+        return f"{commit} with changes" if _call(git_status, "git") else commit
     except (BenchmarkError, FileNotFoundError):
         return "unknown"
 

@@ -46,10 +46,18 @@ class Figures:
         samples = self._samples.get(case, {}).get(subject)
         return median(samples) if samples else None
 
-    def get_spread(self, case: str, subject: str) -> tuple[float, float] | None:
-        """Return the smallest and the largest sample."""
-        samples = self._samples.get(case, {}).get(subject)
-        return (min(samples), max(samples)) if samples else None
+    def find_widest(self) -> tuple[float, str, str] | None:
+        """Return the widest spread over the rounds, in terms of its median, with its case and subject.
+
+        ``None`` when nothing was measured twice.
+        """
+        spreads = (
+            ((max(samples) - min(samples)) / median(samples), case, subject)
+            for case, subjects in self._samples.items()
+            for subject, samples in subjects.items()
+            if len(samples) > 1
+        )
+        return max(spreads, default=None)
 
     def ratio(self, case: str, subject: str, peer: str, *, peer_case: str | None = None) -> float | None:
         """Return what *subject* costs in terms of *peer*, or ``None`` if one of them was not measured.

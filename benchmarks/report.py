@@ -25,6 +25,9 @@ def render_table(title: str, unit: str, figures: Figures) -> str:
     cases, subjects = figures.cases, figures.subjects
     rows = [[subject, *(format_figure(figures.get(case, subject)) for case in cases)] for subject in subjects]
     lines = [f"{title} ({unit}; medians)", *_align([["", *cases], *rows])]
+    widest = figures.find_widest()
+    if widest:
+        lines.append(f"  (widest spread over the rounds: {widest[0]:.0%}, {widest[2]} {widest[1]})")
     ratios = [
         [subject, *(_render_best_ratio(figures, case, subject) for case in cases)]
         for subject in subjects

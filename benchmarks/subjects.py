@@ -33,13 +33,12 @@ class Subject(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the program needs in its environment."""
-        return {"ANYIO_WS_FRAMING": "python"} if self.style == "python" else {}
+        """What the program needs in its environment, whatever stands in ours."""
+        return {"ANYIO_WS_FRAMING": "python" if self.style == "python" else ""}
 
     def get_module(self, kind: str) -> str:
         """Return the program: *kind* is ``server`` or ``client``."""
-        has_two = self.library == "websockets" and self.loop == "trio"
-        return f"benchmarks.programs.{kind}_{self.library.replace('-', '_')}{'_trio' if has_two else ''}"
+        return f"benchmarks.programs.{kind}_{self.library.replace('-', '_')}"
 
 
 def _on(loops: tuple[str, ...], library: str, style: str = "") -> tuple[Subject, ...]:
@@ -49,8 +48,9 @@ def _on(loops: tuple[str, ...], library: str, style: str = "") -> tuple[Subject,
 ASYNCIO_LOOPS = ("asyncio", "uvloop")
 OURS = _on(LOOPS, "ours")
 WEBSOCKETS = _on(LOOPS, "websockets")
+PICOWS = _on(ASYNCIO_LOOPS, "picows")
 COMPRESSING_PEERS = (*WEBSOCKETS, *_on(ASYNCIO_LOOPS, "aiohttp"), Subject("tornado", "asyncio"))
-PEERS = (*COMPRESSING_PEERS, *_on(ASYNCIO_LOOPS, "picows"), Subject("trio-websocket", "trio"))
+PEERS = (*COMPRESSING_PEERS, *PICOWS, Subject("trio-websocket", "trio"))
 SERVERS = (*OURS, *_on(LOOPS, "ours", "def"), *_on(LOOPS, "ours", "python"), *PEERS)
 CLIENTS = (
     *(subject for style in ("read_loop", "receive", "iteration") for subject in _on(LOOPS, "ours", style)),

@@ -48,7 +48,6 @@ def make_bench(native: Path) -> Bench:
 def test_figure_is_the_median_over_the_rounds() -> None:
     """One round that went wrong does not move a figure."""
     assert make_figures().get("100x64x1", OURS) == 10.0
-    assert make_figures().get_spread("100x64x1", OURS) == (8.0, 30.0)
 
 
 def test_ratio_is_taken_within_each_round() -> None:
@@ -60,8 +59,16 @@ def test_figure_that_was_not_measured_is_none() -> None:
     """What is missing is told from what is zero."""
     figures = make_figures()
     assert figures.get("1x16x1", OURS) is None
-    assert figures.get_spread("1x16x1", OURS) is None
     assert figures.ratio("100x64x1", OURS, "tornado") is None
+
+
+def test_spread_over_the_rounds_is_known() -> None:
+    """The widest spread is told with its case and subject, so that one sees which figure to doubt."""
+    assert make_figures().find_widest() == (2.2, "100x64x1", OURS)  # 8 to 30, in terms of 10
+    assert "widest spread over the rounds: 220%, ours-uvloop 100x64x1" in render_table(
+        "T", "us", make_figures()
+    )
+    assert Figures({"case": {OURS: [1.0]}}).find_widest() is None
 
 
 def test_figures_survive_json() -> None:

@@ -16,8 +16,7 @@
 // PID is the server's process. DEFLATED is "-", or a file with the payload of a message compressed as RFC 7692
 // says, which is sent in place of a plain one; "offer" offers the extension and sends plain messages.
 //
-// It prints one line of JSON: messages (or connections), seconds, cpu (seconds of the server's process), and
-// p50, p99, max: microseconds from a write to the last echo of it.
+// It prints one line of JSON: messages (or connections), seconds, and cpu: seconds of the server's process.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -44,7 +43,6 @@ typedef struct {
     uint64_t message_length;
     size_t awaited;  // messages that are yet to come back
     size_t written;  // bytes of the batch
-    double sent;
 } Connection;
 
 static int port;
@@ -212,8 +210,6 @@ static size_t receive(Connection *c) {
 // ------------------------------------------------------------------------------------- echo and broadcast
 
 static int poller;
-static float *latencies;
-static size_t latency_count, latency_capacity = 1 << 22;
 
 static void watch(Connection *c, size_t index, int operation, int writing) {
     struct epoll_event event = {.events = EPOLLIN | (writing ? EPOLLOUT : 0), .data.u64 = index};
@@ -229,36 +225,28 @@ static void write_some(Connection *c, size_t index, int was_waiting) {
 }
 
 static void begin_batch(Connection *c, size_t index) {
-    c->sent = now();
     c->written = 0;
     write_some(c, index, 0);
 }
 
-static int by_size(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
 static void print_result(size_t messages, double seconds, double cpu) {
-    size_t n = latency_count;
-    if (n) qsort(latencies, n, sizeof *latencies, by_size);
-    printf("{\"messages\": %zu, \"seconds\": %.6f, \"cpu\": %.9f, \"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}\n",
-        messages, seconds, cpu, n ? latencies[n / 2] : 0.0, n ? latencies[n * 99 / 100] : 0.0,
-        n ? latencies[n - 1] : 0.0);
+    printf("{\"messages\": %zu, \"seconds\": %.6f, \"cpu\": %.9f}\n", messages, seconds, cpu);
     fflush(stdout);
 }
 
-// The window of measurement begins and ends with an answer, so that no message is counted in part.
+// The window of measurement begins when every connection had its answers and the warm-up is over; it ends when
+// the connection whose answers began it has answers again. A server that reads from all and then writes to all
+// is so measured in whole turns.
 static void run(size_t count, double seconds, int broadcast) {
     Connection *connections = calloc(count, sizeof *connections);
-    latencies = malloc(latency_capacity * sizeof *latencies);
     poller = epoll_create1(0);
     for (size_t i = 0; i < count; i++) {
         open_connection(connections + i);
         fcntl(connections[i].fd, F_SETFL, O_NONBLOCK);
         watch(connections + i, i, EPOLL_CTL_ADD, 0);
     }
-    size_t senders = broadcast ? 1 : count, messages = 0, awaited_by_all = count * depth;
+    size_t senders = broadcast ? 1 : count, messages = 0, answers = 0, awaited_by_all = count * depth;
+    Connection *first = NULL;
     double begin = now(), since = 0, cpu = 0, last = begin;
     for (size_t i = 0; i < count; i++) connections[i].awaited = depth;
     for (size_t i = 0; i < senders; i++) begin_batch(connections + i, i);
@@ -277,17 +265,18 @@ static void run(size_t count, double seconds, int broadcast) {
             awaited_by_all -= done;
             if (broadcast ? awaited_by_all : c->awaited) continue;
             last = now();
-            if (!since && last > begin + 0.2 * seconds) {
+            answers++;
+            if (!first && answers >= senders && last > begin + 0.2 * seconds) {
+                first = c;
                 since = last;
                 cpu = server_cpu();
-                messages = latency_count = 0;
-            } else if (since && last > begin + seconds) {
+                messages = 0;
+            } else if (first && (broadcast || c == first) && last > begin + seconds) {
                 double used = server_cpu() - cpu;
                 print_result(messages, last - since, used);
                 return;
             }
             Connection *sender = broadcast ? connections : c;
-            if (latency_count < latency_capacity) latencies[latency_count++] = (last - sender->sent) * 1e6;
             for (size_t i = 0; broadcast && i < count; i++) connections[i].awaited = depth;
             c->awaited = depth;
             awaited_by_all = count * depth;

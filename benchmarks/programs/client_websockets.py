@@ -1,10 +1,14 @@
-"""websockets, its asyncio client."""
+"""websockets, its clients for asyncio and for Trio."""
 
 from __future__ import annotations
 
-from websockets.asyncio.client import connect
-
 from benchmarks.programs.program import HOST, Window, parse_arguments, run
+
+arguments = parse_arguments()
+if arguments.loop == "trio":
+    from websockets.trio.client import connect
+else:
+    from websockets.asyncio.client import connect
 
 
 async def main() -> None:
@@ -16,5 +20,4 @@ async def main() -> None:
             await connection.recv()
 
 
-arguments = parse_arguments()
 run(main, arguments.loop)
