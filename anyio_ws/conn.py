@@ -305,16 +305,15 @@ class Conn(ObjectStream["str | bytes"]):
     def _hand_over(self, encode: Callable[..., bytes], *arguments: object) -> None:
         """Encode and hand over, in one step that nothing can come between."""
         try:
-            data = encode(*arguments)
+            self._transport.write(encode(*arguments))
         except LocalProtocolError:
             if not self._protocol.can(Move.SEND):
                 error = self._closed_error(sending=True)
                 raise error from error.__cause__
             raise
         except BaseException:
-            self._protocol.forget_context()  # what was compressed is not going to be sent
+            self._protocol.forget_context()  # what was compressed may not have been sent
             raise
-        self._transport.write(data)
 
     # --- receiving: RFC 6455 §6.2 -----------------------------------------------------------------
 
