@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import os
 import platform
 import resource
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def measure(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
 
 
 def _describe(table: Table, figures: Figures, about: dict[str, Any]) -> dict[str, Any]:
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    day = time.strftime("%Y-%m-%d", time.gmtime())
     return {"title": table.title, "unit": table.unit, "date": day, **about, "samples": figures.to_json()}
 
 
@@ -183,8 +183,9 @@ def _keep(path: Path, tables: dict[str, dict[str, Any]]) -> None:
 
 def _conclude(runs: Sequence[Run]) -> int:
     figures = {run.table.name: run.figures for run in runs}
-    verdicts = [goal.judge(figures) for goal in GOALS]
-    print(f"\n{render_verdicts(verdict for verdict in verdicts if verdict.measured)}")
+    verdicts = [verdict for goal in GOALS if (verdict := goal.judge(figures)).measured]
+    if verdicts:
+        print(f"\n{render_verdicts(verdicts)}")
     failures = [failure for run in runs for failure in run.failures]
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)

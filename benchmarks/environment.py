@@ -79,6 +79,8 @@ def make_environment() -> Environment:
     native = build_native(PLACE)
     python = PLACE / "venv" / "bin" / "python"
     _remake(PLACE / "venv", [HERE / "requirements.txt"], _install_peers)
+    if not any(ROOT.glob("anyio_ws/_framing_c*.so")):
+        _stamp(PLACE / "anyio_ws").unlink(missing_ok=True)
     sources = [ROOT / "pyproject.toml", ROOT / "setup.py", *ROOT.glob("anyio_ws/*.c")]
     _remake(PLACE / "anyio_ws", [*sources, HERE / "requirements.txt"], _install_ours)
     certificate, authority = PLACE / "server.pem", PLACE / "ca.pem"
@@ -149,12 +151,16 @@ def _remake(target: Path, ingredients: Iterable[Path], make: Callable[[], None])
     digest = hashlib.sha256(sys.version.encode())
     for path in sorted(ingredients):
         digest.update(path.read_bytes() if path.exists() else b"-")
-    stamp = target.with_suffix(".stamp")
+    stamp = _stamp(target)
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
     stamp.unlink(missing_ok=True)
     make()
     stamp.write_text(digest.hexdigest())
+
+
+def _stamp(target: Path) -> Path:
+    return target.with_suffix(".stamp")
 
 
 def _call(command: Sequence[str | Path], what: str) -> str:

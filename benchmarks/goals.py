@@ -62,10 +62,12 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """Return ``reached``, ``not reached``, or ``not measured`` when something is missing."""
+        """Return ``reached`` only when everything was measured and keeps the limit."""
         if self.missed:
             return "not reached"
-        return "reached" if len(self.measured) == len(self.outcomes) > 0 else "not measured"
+        if not self.measured:
+            return "not measured"
+        return "reached" if len(self.measured) == len(self.outcomes) else "in part"
 
 
 def _against(

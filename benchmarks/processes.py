@@ -72,6 +72,11 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def status(self) -> int | None:
+        """Its exit status, that of a signal negative; ``None`` while it runs."""
+        return self._process.poll()
+
     def fail(self, what: str) -> BenchmarkError:
         """Return an error that says what is wrong, with the last lines that the program printed."""
         self._errors.seek(0)
@@ -85,8 +90,8 @@ class Program:
         """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise self.fail(f"ended with status {self._process.returncode} before it listened")
+            if self.status is not None:
+                raise self.fail(f"ended with status {self.status} before it listened")
             with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1.0):
                 return
             time.sleep(0.02)
@@ -126,8 +131,8 @@ class Program:
             output, _ = self._process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise self.fail(f"did not end in {seconds:.0f} s") from None
-        if self._process.returncode != 0:
-            raise self.fail(f"ended with status {self._process.returncode}")
+        if self.status != 0:
+            raise self.fail(f"ended with status {self.status}")
         return output
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,6 @@ from benchmarks.runner import Run
 from benchmarks.subjects import Subject
 from benchmarks.tables import TABLES, Bench, Table
 
-ECHO = TABLES[0]
 OURS, PEER = "ours-uvloop", "picows-uvloop"
 
 
@@ -101,7 +101,7 @@ def test_figure_of_nothing_is_an_error(value: float) -> None:
     [
         ([0.5, 1.0], "reached"),
         ([0.5, 1.01], "not reached"),
-        ([0.5, None], "not measured"),
+        ([0.5, None], "in part"),
         ([None, 1.01], "not reached"),
         ([], "not measured"),
     ],
@@ -212,11 +212,11 @@ def test_program_that_fails_says_why() -> None:
 
 
 def test_program_ends_with_its_block() -> None:
-    """Whatever happens in the block, the process is gone after it."""
-    command = [sys.executable, "-c", "input()"]
+    """Whatever happens in the block, the process is ended and gone after it."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(KeyboardInterrupt), start(command, Cores().measured) as program:
         raise KeyboardInterrupt
-    assert not Path(f"/proc/{program.pid}").exists()
+    assert program.status == -signal.SIGKILL
 
 
 def test_failure_of_a_subject_is_kept_and_told() -> None:
@@ -245,7 +245,6 @@ def test_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the load generator is C; there is no gcc")
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks are for Linux")
 def test_one_case_runs_whole(tmp_path: Path) -> None:
     """The C programs build, and measure our server, our client and our memory."""
     bench = make_bench(build_native(tmp_path))
