@@ -375,11 +375,11 @@ reserve_bytes(Reader *reader, uint64_t size)
 static int
 reserve_bytearray(Reader *reader, uint64_t size)
 {
-    if (reader->storage != NULL) {
-        return PyByteArray_Resize(reader->storage, (Py_ssize_t)size);
+    if (reader->storage == NULL) {
+        /* Not of its size at once: CPython looks at what it has not set when there is no memory for that. */
+        reader->storage = PyByteArray_FromStringAndSize(NULL, 0);
     }
-    reader->storage = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)size);
-    return reader->storage == NULL ? -1 : 0;
+    return reader->storage == NULL ? -1 : PyByteArray_Resize(reader->storage, (Py_ssize_t)size);
 }
 
 /* See to it that the storage holds *more* bytes behind those that have arrived. */
@@ -1085,7 +1085,7 @@ reader_feed(PyObject *self, PyObject *data)
 
 PyDoc_STRVAR(close_doc,
 "close($self, /)\n--\n\n"
-"End the reading, and give back what an unfinished message has of the buffers.");
+"End the reading, and give back what an unfinished message has of *buffers*.");
 
 static PyObject *
 reader_close(PyObject *self, PyObject *Py_UNUSED(nothing))
