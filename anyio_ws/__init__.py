@@ -1,6 +1,7 @@
 """A WebSocket server and client for Trio and asyncio, on AnyIO."""
 
 from ._version import __version__
+from .broadcast import broadcast
 from .client import Client, connect
 from .config import ClientConfig, Config, HandshakeConfig
 from .conn import Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
@@ -56,6 +57,7 @@ __all__ = [
     "State",
     "WebSocketError",
     "__version__",
+    "broadcast",
     "connect",
     "frame_bin",
     "frame_text",

@@ -205,19 +205,24 @@ class Conn(ObjectStream["str | bytes"]):
             await self._wait_for_room()
         self._hand_over(self._protocol.send_bin, data, compress)
 
-    def write_nowait(self, data: str | bytes | bytearray | memoryview, *, compress: bool = True) -> None:
+    def write_nowait(
+        self, data: str | bytes | bytearray | memoryview | Frame, *, compress: bool = True
+    ) -> None:
         """Send a message without waiting: text for ``str``, binary for a bytes-like object.
 
-        :param compress: as for :meth:`write`
+        :param data: the message, or one that was framed ahead of time
+        :param compress: as for :meth:`write`; a framed message knows for itself
         :raises anyio.WouldBlock: when more than ``outbox_size`` bytes wait to be sent; raises otherwise
             like :meth:`write`
         """
         if self._transport.full and not self.is_closed:
             raise anyio.WouldBlock
-        encode: Callable[..., bytes] = self._protocol.send_text
-        if not isinstance(data, str):
-            encode = self._protocol.send_bin
-        self._hand_over(encode, data, compress)
+        if isinstance(data, str):
+            self._hand_over(self._protocol.send_text, data, compress)
+        elif isinstance(data, Frame):
+            self._hand_over(self._protocol.send_prepared, data)
+        else:
+            self._hand_over(self._protocol.send_bin, data, compress)
 
     async def write_framed(self, frame: Frame) -> None:
         """Send a message framed ahead of time; waits, raises and is cancelled like :meth:`write`.

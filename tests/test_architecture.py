@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_framing_py", "_framing_c", "framing", "http11", "handshake", "deflate"),
     ("protocol",),
     ("config", "buffers", "from_thread", "deadlines", "tasks", "throttle", "transport", "poller", "sockets"),
-    ("handler", "inbox", "conn"),
+    ("handler", "inbox", "conn", "broadcast"),
     ("server", "client"),
     ("workers", "blocking", "testing.*", "testing"),
     ("__init__",),  # the public names

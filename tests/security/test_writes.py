@@ -1,0 +1,287 @@
+"""Writing to peers that are slow, stuck, or gone: nothing is torn, nothing waits for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from anyio_ws import ClientConfig, Config, Conn, Handshake, broadcast, connect, frame_text
+from anyio_ws.testing import WireOracle, memory_stream_pair
+
+from ..support import BINARY, CLOSE, TEXT, Peer, no_hang, nothing_left, settle
+from .arena import Arena, Diary, Echo, arena, bystander, every_way
+
+MANY = 120
+
+
+class Holder(Echo):
+    """Hands its connection to the test."""
+
+    def __init__(self, handshake: Handshake, conn: Conn, app: Any) -> None:
+        super().__init__(handshake, conn, app)
+        app.append(self)
+
+    def close(self) -> None:
+        """Note nothing."""
+
+
+async def open_pair(place: Arena, app: list[Any]) -> tuple[Conn, Peer]:
+    """Open a connection, and return both of its ends."""
+    peer = await place.open()
+    await settle()
+    return app[-1].conn, peer
+
+
+# --- cancelled writes -------------------------------------------------------------------------------------
+
+
+async def write_and_cancel(conn: Conn, seed: int) -> list[bytes]:
+    """Write from several tasks, and cancel many of the writes; return the messages that were taken."""
+    draw = random.Random(seed)
+    taken: list[bytes] = []
+
+    async def write(data: bytes, patience: int) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_after, patience, tasks.cancel_scope)
+            await conn.write_bin(data)
+            taken.append(data)
+            tasks.cancel_scope.cancel()
+
+    async def write_some(first: int) -> None:
+        for number in range(first, MANY, 4):
+            size = draw.choice([0, 10, 1_000, 40_000, 70_000])
+            await write(b"%6d" % number + bytes(size), draw.randrange(12))
+
+    async with anyio.create_task_group() as writers:
+        for first in range(4):
+            writers.start_soon(write_some, first)
+    return taken
+
+
+async def cancel_after(rounds: int, scope: anyio.CancelScope) -> None:
+    """Cancel a scope after some rounds of the event loop."""
+    for _ in range(rounds):
+        await anyio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+async def read_slowly(peer: Peer, oracle: WireOracle) -> None:
+    """Read a little, let the others go on for a while, and so on to the end."""
+    draw = random.Random(0)
+    oracle.feed(peer.received)
+    try:
+        while True:
+            oracle.feed(await peer.stream.receive(draw.choice([100, 5_000, 65_536])))
+            for _ in range(draw.randrange(6)):
+                await anyio.lowlevel.checkpoint()
+    except anyio.EndOfStream:
+        pass
+
+
+@pytest.mark.attack("T01", "T07")
+@every_way
+@pytest.mark.parametrize("seed", range(3))
+async def test_writes_of_a_server_that_are_cancelled_tear_no_frame(way: str, seed: int) -> None:
+    """Under back-pressure every write that returned is on the wire, whole and in order, and no other is."""
+    app: list[Any] = []
+    async with arena(way, Holder, app, Config(outbox_size=100_000)) as place:
+        conn, peer = await open_pair(place, app)
+        oracle = WireOracle(masked=False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read_slowly, peer, oracle)
+            taken = await write_and_cancel(conn, seed)
+            conn.close_nowait(1000)
+            await settle()
+            await peer.send_close(1000)
+    oracle.check()
+    assert oracle.messages == [*((BINARY, data) for data in taken), (CLOSE, b"\x03\xe8")]
+    assert 10 < len(taken) < MANY
+
+
+@pytest.mark.attack("T01", "T07")
+@pytest.mark.parametrize("seed", range(3))
+async def test_writes_of_a_client_that_are_cancelled_tear_no_frame(seed: int) -> None:
+    """The same for a client, whose frames are masked."""
+    ours, theirs = memory_stream_pair(capacity=65_536)
+    peer, oracle = Peer(theirs, is_client=False), WireOracle(masked=True)
+    async with no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.accept)
+        config = ClientConfig(outbox_size=100_000)
+        async with connect("ws://localhost/", stream=ours, config=config) as client:
+            tasks.start_soon(read_slowly, peer, oracle)
+            taken = await write_and_cancel(client, seed)
+            client.close_nowait(1000)
+            await peer.send_close(1000)
+            await theirs.send_eof()
+    oracle.check()
+    assert oracle.messages == [*((BINARY, data) for data in taken), (CLOSE, b"\x03\xe8")]
+    assert 10 < len(taken) < MANY
+
+
+# --- peers that never read ----------------------------------------------------------------------------------
+
+
+class Flooding(Echo):
+    """Writes without end to whoever asks for it."""
+
+    async def after_init(self) -> None:
+        """Write until that is not possible any more."""
+        while self.path == "/flood":
+            await self.conn.write_bin(bytes(100_000))
+
+
+QUICK = {
+    "write_timeout": Config(write_timeout=0.3, ping_interval=None, close_timeout=60),
+    "keepalive": Config(write_timeout=60, ping_interval=0.2, ping_timeout=0.2, close_timeout=60),
+}
+
+
+@pytest.mark.attack("R01", "R09", "R10")
+@every_way
+@pytest.mark.parametrize("deadline", QUICK)
+async def test_peer_that_never_reads_is_cut_while_others_are_served(way: str, deadline: str) -> None:
+    """The write deadline and keepalive each cut it, though the write path is stuck; others notice nothing."""
+    ends = Diary()
+    async with nothing_left(), arena(way, Flooding, ends, QUICK[deadline]) as place, bystander(place):
+        await place.open("/flood")
+        await ends.wait()
+        assert ends == [1006]
+
+
+@pytest.mark.attack("R01", "T10")
+@every_way
+async def test_close_gives_up_on_a_peer_that_never_reads(way: str) -> None:
+    """``close`` does not wait behind what cannot be written: ``close_timeout`` cuts the connection."""
+    config = Config(write_timeout=60, ping_interval=None, close_timeout=0.2)
+    app: list[Any] = []
+    async with nothing_left(), arena(way, Holder, app, config) as place:
+        conn, _ = await open_pair(place, app)
+        with contextlib.suppress(anyio.WouldBlock):
+            while True:  # until the system takes no more, and the outbox is full
+                conn.write_nowait(bytes(100_000))
+                await settle()
+        await conn.close(4000)
+        assert conn.close_code == 1006
+
+
+@pytest.mark.attack("R15", "R04")
+@every_way
+async def test_control_frames_do_not_wait_for_a_huge_message_for_ever(way: str) -> None:
+    """A ping during a message of 8 MB is answered right behind it, a Close is, too; the order is kept."""
+    app: list[Any] = []
+    async with arena(way, Holder, app) as place:
+        conn, peer = await open_pair(place, app)
+        await conn.write_bin(bytes(8_000_000))
+        await peer.send_frame(0x9, b"still there?")
+        await settle()
+        await peer.expect(BINARY, bytes(8_000_000))
+        await peer.expect(0xA, b"still there?")
+        await conn.write_bin(bytes(8_000_000))
+        await peer.send_close(1000)
+        await settle()
+        await peer.expect(BINARY, bytes(8_000_000))
+        await peer.expect_close(1000)
+
+
+# --- violations and other last words ------------------------------------------------------------------------
+
+
+@pytest.mark.attack("F27", "H17")
+@every_way
+@pytest.mark.parametrize("backlog", [0, 60_000, 1_000_000])
+async def test_violation_is_told_however_much_is_unread(way: str, backlog: int) -> None:
+    """A peer that breaks the protocol and has sent a megabyte behind it still reads the Close with 1002."""
+    ends = Diary()
+    async with arena(way, Echo, ends) as place, bystander(place):
+        peer = await place.open()
+        with contextlib.suppress(anyio.BrokenResourceError):  # the server reads 64 KiB more, and no further
+            await peer.send(b"\xf3" + bytes(backlog))
+        frame = await peer.frame()
+        assert (frame.opcode, frame.payload[:2]) == (CLOSE, b"\x03\xea")
+        await peer.stream.aclose()
+        await ends.wait()
+        assert ends == [1002]
+
+
+# --- broadcast ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.attack("R02")
+@every_way
+@pytest.mark.parametrize("close_code", [None, 1013])
+async def test_broadcast_leaves_out_those_that_do_not_read(way: str, close_code: int | None) -> None:
+    """It never waits, buffers no more than the outbox for anybody, and everybody else gets everything."""
+    app: list[Any] = []
+    config = Config(outbox_size=200_000, write_timeout=60, ping_interval=None, close_timeout=0.2)
+    async with nothing_left(), arena(way, Holder, app, config) as place:
+        peers = [await place.open() for _ in range(5)]
+        await settle()
+        slow = app[0].conn
+        conns = [holder.conn for holder in app]
+        others = peers[1:]
+        missed_by: list[Conn] = []
+        got = 0
+        while len(missed_by) < 3:
+            missed_by += broadcast(conns, b"news" + bytes(40_000), close_code=close_code)
+            assert slow._transport.buffered <= 200_000 + 41_000
+            if slow.is_closed:
+                missed_by += [slow] * 3
+            got += 1
+            for peer in others:
+                await peer.expect(BINARY, b"news" + bytes(40_000))
+        assert set(missed_by) == {slow}
+        assert slow.is_closed is (close_code is not None)
+        for conn in conns:
+            conn.close_nowait(1000)
+        for peer in others:
+            await peer.expect_close(1000)
+            await peer.send_close(1000)
+        if close_code is None:
+            await slow.wait_gone()  # it does not read its Close either
+    assert slow.close_code == 1006
+
+
+async def test_broadcast_frames_once_and_passes_over_the_closed() -> None:
+    """Text, bytes and prepared frames arrive as they are; who has gone is nobody's problem."""
+    app: list[Any] = []
+    async with arena("memory", Holder, app) as place:
+        peers = [await place.open() for _ in range(3)]
+        await settle()
+        conns = [holder.conn for holder in app]
+        await peers[0].close_handshake()
+        assert broadcast(iter(conns), "text") == []
+        assert broadcast(set(conns), bytearray(b"bytes")) == []
+        assert broadcast(conns, frame_text("prepared")) == []
+        for peer in peers[1:]:
+            await peer.expect(TEXT, b"text")
+            await peer.expect(BINARY, b"bytes")
+            await peer.expect(TEXT, b"prepared")
+
+
+async def test_broadcast_leaves_out_who_is_inside_a_fragmented_message() -> None:
+    """Between fragments nothing may stand; the caller is told who missed the message."""
+    app: list[Any] = []
+    async with arena("memory", Holder, app) as place:
+        conn, peer = await open_pair(place, app)
+        await conn.write_frame(TEXT, b"begun", fin=False)
+        assert broadcast([conn], "not now", close_code=1013) == [conn]
+        await conn.write_frame(0x0, b", done")
+        assert broadcast([conn], "now") == []
+        assert [(await peer.frame()).payload for _ in range(3)] == [b"begun", b", done", b"now"]
+
+
+async def test_broadcast_refuses_a_close_that_may_not_be_sent() -> None:
+    """Before anything is sent."""
+    app: list[Any] = []
+    async with arena("memory", Holder, app) as place:
+        conn, peer = await open_pair(place, app)
+        with pytest.raises(ValueError, match="code"):
+            broadcast([conn], "x", close_code=1006)
+        with pytest.raises(TypeError, match="bytes-like"):
+            broadcast([conn], 5)  # type: ignore[arg-type]  # a mistake on purpose
+        await peer.close_handshake()
