@@ -40,10 +40,20 @@ async def open_pair(place: Arena, app: list[Any]) -> tuple[Conn, Peer]:
 # --- cancelled writes -------------------------------------------------------------------------------------
 
 
-async def write_and_cancel(conn: Conn, seed: int) -> list[bytes]:
-    """Write from several tasks, and cancel many of the writes; return the messages that were taken."""
-    draw = random.Random(seed)
+async def fill(conn: Conn) -> list[bytes]:
+    """Write until neither the system nor the outbox takes more; return what was taken."""
     taken: list[bytes] = []
+    with contextlib.suppress(anyio.WouldBlock):
+        while True:
+            conn.write_nowait(bytes(100_000))
+            taken.append(bytes(100_000))
+            await settle()
+    return taken
+
+
+async def write_and_cancel(conn: Conn, seed: int, taken: list[bytes]) -> None:
+    """Write from several tasks, and cancel many of the writes; note the messages that were taken."""
+    draw = random.Random(seed)
 
     async def write(data: bytes, patience: int) -> None:
         async with anyio.create_task_group() as tasks:
@@ -55,16 +65,18 @@ async def write_and_cancel(conn: Conn, seed: int) -> list[bytes]:
     async def write_some(first: int) -> None:
         for number in range(first, MANY, 4):
             size = draw.choice([0, 10, 1_000, 40_000, 70_000])
-            await write(b"%6d" % number + bytes(size), draw.randrange(12))
+            patience = draw.choice([0, 1, 2, 5, 10_000_000, 10_000_000])
+            await write(b"%6d" % number + bytes(size), patience)
 
     async with anyio.create_task_group() as writers:
         for first in range(4):
             writers.start_soon(write_some, first)
-    return taken
 
 
 async def cancel_after(rounds: int, scope: anyio.CancelScope) -> None:
-    """Cancel a scope after some rounds of the event loop."""
+    """Cancel a scope after some rounds of the event loop; after very many, never."""
+    if rounds > 1000:
+        await anyio.sleep_forever()
     for _ in range(rounds):
         await anyio.lowlevel.checkpoint()
     scope.cancel()
@@ -85,26 +97,28 @@ async def read_slowly(peer: Peer, oracle: WireOracle) -> None:
 
 @pytest.mark.attack("T01", "T07")
 @every_way
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_writes_of_a_server_that_are_cancelled_tear_no_frame(way: str, seed: int) -> None:
     """Under back-pressure every write that returned is on the wire, whole and in order, and no other is."""
     app: list[Any] = []
     async with arena(way, Holder, app, Config(outbox_size=100_000)) as place:
         conn, peer = await open_pair(place, app)
         oracle = WireOracle(masked=False)
+        taken = await fill(conn)
+        filled = len(taken)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read_slowly, peer, oracle)
-            taken = await write_and_cancel(conn, seed)
+            await write_and_cancel(conn, seed, taken)
             conn.close_nowait(1000)
             await settle()
             await peer.send_close(1000)
     oracle.check()
     assert oracle.messages == [*((BINARY, data) for data in taken), (CLOSE, b"\x03\xe8")]
-    assert 10 < len(taken) < MANY
+    assert 10 < len(taken) - filled < MANY
 
 
 @pytest.mark.attack("T01", "T07")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_writes_of_a_client_that_are_cancelled_tear_no_frame(seed: int) -> None:
     """The same for a client, whose frames are masked."""
     ours, theirs = memory_stream_pair(capacity=65_536)
@@ -113,14 +127,16 @@ async def test_writes_of_a_client_that_are_cancelled_tear_no_frame(seed: int) ->
         tasks.start_soon(peer.accept)
         config = ClientConfig(outbox_size=100_000)
         async with connect("ws://localhost/", stream=ours, config=config) as client:
+            taken = await fill(client)
+            filled = len(taken)
             tasks.start_soon(read_slowly, peer, oracle)
-            taken = await write_and_cancel(client, seed)
+            await write_and_cancel(client, seed, taken)
             client.close_nowait(1000)
             await peer.send_close(1000)
             await theirs.send_eof()
     oracle.check()
     assert oracle.messages == [*((BINARY, data) for data in taken), (CLOSE, b"\x03\xe8")]
-    assert 10 < len(taken) < MANY
+    assert 10 < len(taken) - filled < MANY
 
 
 # --- peers that never read ----------------------------------------------------------------------------------
@@ -161,10 +177,7 @@ async def test_close_gives_up_on_a_peer_that_never_reads(way: str) -> None:
     app: list[Any] = []
     async with nothing_left(), arena(way, Holder, app, config) as place:
         conn, _ = await open_pair(place, app)
-        with contextlib.suppress(anyio.WouldBlock):
-            while True:  # until the system takes no more, and the outbox is full
-                conn.write_nowait(bytes(100_000))
-                await settle()
+        await fill(conn)
         await conn.close(4000)
         assert conn.close_code == 1006
 
