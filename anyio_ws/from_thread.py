@@ -49,10 +49,10 @@ class Writable(Protocol):
     def is_closed(self) -> bool:
         """Whether nothing can be written any more."""
 
-    async def write(self, data: str) -> None:
+    async def write(self, data: str, *, compress: bool) -> None:
         """Send a text message."""
 
-    async def write_bin(self, data: bytes | bytearray | memoryview) -> None:
+    async def write_bin(self, data: bytes | bytearray | memoryview, *, compress: bool) -> None:
         """Send a binary message."""
 
     async def close(self, code: int, reason: str) -> None:
@@ -75,20 +75,20 @@ class FromThread:
         self._loop = loop
         self._closed = closed
 
-    def write(self, data: str) -> None:
+    def write(self, data: str, *, compress: bool = True) -> None:
         """Send a text message; returns when it has been taken.
 
         :raises RuntimeError: when called in the event loop's own thread; ``await conn.write`` there
 
         Raises otherwise like :meth:`Conn.write`.
         """
-        self._run(partial(self._conn.write, data))
+        self._run(partial(self._conn.write, data, compress=compress))
 
     write_text = write
 
-    def write_bin(self, data: bytes | bytearray | memoryview) -> None:
+    def write_bin(self, data: bytes | bytearray | memoryview, *, compress: bool = True) -> None:
         """Send a binary message; raises like :meth:`write` here and :meth:`Conn.write_bin`."""
-        self._run(partial(self._conn.write_bin, data))
+        self._run(partial(self._conn.write_bin, data, compress=compress))
 
     def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Do the closing handshake and block until the connection is gone.

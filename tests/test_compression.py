@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from anyio_ws import (
@@ -413,6 +414,22 @@ async def test_message_with_a_secret_can_be_kept_out_of_compression(
             (PRICE.encode(), False),
             (PRICE.encode(), True),
         ]
+
+
+@pytest.mark.attack("C13")
+@ROLES
+async def test_thread_can_keep_a_message_out_of_compression(role: str) -> None:
+    """Other threads have the same choice for each message."""
+    async with compressing(role) as (conn, wire):
+
+        def talk() -> None:
+            for compress in (True, False):
+                conn.from_thread.write(PRICE, compress=compress)
+                conn.from_thread.write_bin(PRICE.encode(), compress=compress)
+            conn.from_thread.write(PRICE)
+
+        await anyio.to_thread.run_sync(talk)
+        assert [(await wire.receive())[2] for _ in range(5)] == [True, True, False, False, True]
 
 
 @virtual
