@@ -77,7 +77,8 @@ class Conn(ObjectStream["str | bytes"]):
         self._manual: frozenset[MessageType] = frozenset()
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
-        self._inbox = Inbox(transport, config.inbox_size)
+        self._inbox = Inbox(transport, config.inbox_size, self._control)
+        self._input_ended = False
         self._discarding = False  # the application closed; it wants no more messages
         # The outbox.
         self._room: anyio.Event | None = None  # set when writers wait
@@ -190,7 +191,11 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if self._transport.full:
             await self._wait_for_room()
-        self._hand_over(self._protocol.send_text, data, compress)
+        try:
+            self._transport.write(self._protocol.send_text(data, compress))
+        except BaseException as exc:
+            self._explain(exc)
+            raise
 
     write_text = write
 
@@ -203,7 +208,11 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if self._transport.full:
             await self._wait_for_room()
-        self._hand_over(self._protocol.send_bin, data, compress)
+        try:
+            self._transport.write(self._protocol.send_bin(data, compress))
+        except BaseException as exc:
+            self._explain(exc)
+            raise
 
     def write_nowait(
         self, data: str | bytes | bytearray | memoryview | Frame, *, compress: bool = True
@@ -217,12 +226,17 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if self._transport.full and not self.is_closed:
             raise anyio.WouldBlock
-        if isinstance(data, str):
-            self._hand_over(self._protocol.send_text, data, compress)
-        elif isinstance(data, Frame):
-            self._hand_over(self._protocol.send_prepared, data)
-        else:
-            self._hand_over(self._protocol.send_bin, data, compress)
+        protocol = self._protocol
+        try:
+            if isinstance(data, str):
+                self._transport.write(protocol.send_text(data, compress))
+            elif isinstance(data, Frame):
+                self._transport.write(protocol.send_prepared(data))
+            else:
+                self._transport.write(protocol.send_bin(data, compress))
+        except BaseException as exc:
+            self._explain(exc)
+            raise
 
     async def write_framed(self, frame: Frame) -> None:
         """Send a message framed ahead of time; waits, raises and is cancelled like :meth:`write`.
@@ -311,14 +325,19 @@ class Conn(ObjectStream["str | bytes"]):
         """Encode and hand over, in one step that nothing can come between."""
         try:
             self._transport.write(encode(*arguments))
-        except LocalProtocolError:
-            if not self._protocol.can(Move.SEND):
-                error = self._closed_error(sending=True)
-                raise error from error.__cause__
+        except BaseException as exc:
+            self._explain(exc)
             raise
-        except BaseException:
-            self._protocol.forget_context()  # what was compressed may not have been sent
-            raise
+
+    def _explain(self, exc: BaseException) -> None:
+        """Deal with an error of handing over.
+
+        :raises ConnectionClosed: when that is the reason
+        """
+        if isinstance(exc, LocalProtocolError) and not self._protocol.can(Move.SEND):
+            error = self._closed_error(sending=True)
+            raise error from error.__cause__
+        self._protocol.forget_context()  # what was compressed is not going to be sent
 
     # --- receiving: RFC 6455 §6.2 -----------------------------------------------------------------
 
@@ -371,12 +390,15 @@ class Conn(ObjectStream["str | bytes"]):
             raise self._closed_error(sending=False)
         return message
 
-    async def dispatch_all(self, hook: Hook) -> None:
+    async def dispatch_all(self, hook: Hook, *, by_data: bool = False) -> None:
         """Give each message to *hook*, one at a time and in order, until the connection ends.
+
+        :param hook: takes a :class:`Message`
+        :param by_data: it takes the message's data instead
 
         Raises what *hook* raises; the end of the connection does not raise.
         """
-        await self._inbox.dispatch_all(hook)
+        await self._inbox.dispatch_all(hook, by_data=by_data)
         self._finish_input()
 
     # --- closing: RFC 6455 §7 ---------------------------------------------------------------------
@@ -411,8 +433,7 @@ class Conn(ObjectStream["str | bytes"]):
         if self._protocol.state is State.CONNECTING:
             raise LocalProtocolError("the opening handshake is not done; raise Reject to refuse it")
         self._discarding = True
-        self._inbox.clear()
-        self._inbox.end()
+        self._inbox.discard()
         if self._protocol.error is not None:
             self._finish_input()
         else:
@@ -506,9 +527,14 @@ class Conn(ObjectStream["str | bytes"]):
 
     def _end_input(self) -> None:
         """Note that the peer's Close, or its violation, is the last thing there is to receive."""
+        self._input_ended = True
         self._inbox.end()
         if self._protocol.error is not None:
+            self._cause = self._cause or self._protocol.error
             self._transport.pause()
+        elif self._protocol.state is State.CLOSED:
+            self._closing_moved()
+            return
         if self._inbox.is_idle or self._discarding:
             self._finish_input()
         else:
@@ -586,33 +612,20 @@ class Conn(ObjectStream["str | bytes"]):
     def data_received(self, data: bytes | memoryview) -> None:
         """Deal with received bytes: answer control frames, hand messages to the application."""
         self._reads += 1
-        self._inbox.take(self._deal_with, self._protocol.receive_data(data))
-
-    def _deal_with(self, messages: list[Message]) -> None:
-        for message in messages:
-            if message.type <= MessageType.BINARY:
-                self._inbox.put(message)
-            else:
-                self._control(message)
-        if self._protocol.error is not None and self._cause is None:
-            self._cause = self._protocol.error
+        protocol = self._protocol
+        self._inbox.take(protocol.receive_data(data))
+        if protocol.input_ended and not self._input_ended:
             self._end_input()
 
-    def _control(self, message: Message) -> None:
-        """Do what RFC 6455 §5.5 asks for, unless the application does."""
+    def _control(self, message: Message) -> bool:
+        """Do what RFC 6455 §5.5 asks for, unless the application does; tell whether it does."""
         assert isinstance(message.data, bytes)
+        is_wanted = message.type in self._manual
         if message.type is MessageType.PONG:
             self._match_pong(message.data)
-        if message.type in self._manual:
-            self._inbox.put(message)
-        elif message.type is MessageType.PING:
+        elif message.type is MessageType.PING and not is_wanted:
             self._pong(message.data)
-        if message.type is MessageType.CLOSE:
-            if self._protocol.state is State.CLOSED:
-                self._inbox.end()
-                self._closing_moved()
-            else:
-                self._end_input()
+        return is_wanted
 
     def _match_pong(self, data: bytes) -> None:
         """Find the Ping that a Pong answers; a Pong that answers none is fine (§5.5.3)."""

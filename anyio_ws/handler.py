@@ -42,11 +42,14 @@ class Hooks(NamedTuple):
     parameters: dict[str, tuple[str, ...]]
     manual: frozenset[MessageType]
 
+    @property
+    def by_data(self) -> bool:
+        """Whether ``client_message`` is all that is called for a message, and takes its data only."""
+        return "message_type" not in self.parameters["client_message"] and not self.manual
+
     def dispatch(self, handler: Any) -> Dispatch:
         """Return the function that gives a message to the hook that it is for."""
         client_message = handler.client_message
-        if "message_type" not in self.parameters["client_message"] and not self.manual:
-            return lambda message: client_message(message.data)
         hooks: dict[MessageType, Dispatch] = {}
         if "message_type" in self.parameters["client_message"]:
             hooks[MessageType.TEXT] = lambda message: client_message(message.data, message.type)
@@ -188,7 +191,10 @@ class _HandlerSession:
 
     async def run(self, conn: Any) -> None:
         await self._hooks.after_init(self._handler, self._app)
-        await conn.dispatch_all(self._hooks.dispatch(self._handler))
+        if self._hooks.by_data:
+            await conn.dispatch_all(self._handler.client_message, by_data=True)
+        else:
+            await conn.dispatch_all(self._hooks.dispatch(self._handler))
 
     async def close(self) -> None:
         await self._hooks.close(self._handler)

@@ -15,22 +15,24 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
+from itertools import islice
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
 
-from .events import Message
+from .events import Message, MessageType
 from .poller import Bell, current_poller
 from .transport import Transport
 
-Hook = Callable[[Message], Any]
+Hook = Callable[[Any], Any]
 
 _MESSAGE_COST = 64  # bytes that a message in the queue is counted with beside its data
 _FAIR = 256  # messages after which other tasks get their turn
 _NOT_BEGUN: Final = object()
+_OVER: Final = object()
 
 
 class Inbox:
@@ -38,6 +40,7 @@ class Inbox:
 
     :param transport: paused while too much waits
     :param size: bytes that may wait; reading goes on when half of them are gone
+    :param control: deals with a control frame, and tells whether the application gets it as well
 
     :ivar ended: nothing more will come
     :ivar busy: a hook is at work
@@ -46,8 +49,11 @@ class Inbox:
 
     __slots__ = (
         "_bell",
+        "_by_data",
         "_bytes",
         "_context",
+        "_control",
+        "_discards",
         "_error",
         "_hook",
         "_hook_bell",
@@ -65,12 +71,14 @@ class Inbox:
         "resumptions",
     )
 
-    def __init__(self, transport: Transport, size: int) -> None:
+    def __init__(self, transport: Transport, size: int, control: Callable[[Message], bool]) -> None:
         self.ended = False
         self.busy = False
         self.resumptions = 0
         self._transport = transport
         self._size = size
+        self._control = control
+        self._discards = False
         self._queue: deque[Message] = deque()
         self._bytes = 0
         self._poller = current_poller()
@@ -79,6 +87,7 @@ class Inbox:
         self._served = 0  # messages since another task had its turn
         # Hooks: who calls them, and the one that has begun elsewhere and went to sleep, or failed.
         self._hook: Hook | None = None
+        self._by_data = False
         self._hook_bell: Bell  # for who calls them; apart, because a hook may ask
         self._task: Any = None
         self._context: Context
@@ -98,12 +107,8 @@ class Inbox:
 
     # --- what comes in ----------------------------------------------------------------------------
 
-    def take(self, deal_with: Callable[[list[Message]], None], messages: list[Message]) -> None:
-        """Call *deal_with*, which calls :meth:`put` for each message that the application gets.
-
-        :param deal_with: deals with the messages of one read
-        :param messages: these messages
-        """
+    def take(self, messages: list[Message]) -> None:
+        """Deal with the messages and control frames of one read."""
         poller = self._poller
         gathers = len(messages) > 1 and not poller.corked
         if gathers:
@@ -111,10 +116,10 @@ class Inbox:
         try:
             if self._hook is not None and self._transport.is_direct and self._hook_bell.is_parked:
                 self._short_cut, self._served = not self._queue, 0
-                poller.run_as(self._task, self._context, deal_with, messages)
+                poller.run_as(self._task, self._context, self._call_or_keep, messages)
                 self._short_cut = False
             else:
-                deal_with(messages)
+                self._keep(messages)
         finally:
             if gathers:
                 poller.uncork()
@@ -123,13 +128,56 @@ class Inbox:
             if self._bytes >= self._size:
                 self._transport.pause()
 
-    def put(self, message: Message) -> None:
-        """Hand a message to the application, or keep it until it is asked for."""
-        if self._short_cut:
-            self._begin(message)
-        elif not self.ended:
-            self._queue.append(message)
-            self._bytes += len(message.data) + _MESSAGE_COST
+    def _keep(self, messages: Iterable[Message]) -> None:
+        """Keep messages until they are asked for."""
+        for message in messages:
+            is_wanted = message.type <= MessageType.BINARY or self._control(message)
+            if is_wanted and not self._discards:
+                self._queue.append(message)
+                self._bytes += len(message.data) + _MESSAGE_COST
+
+    def _call_or_keep(self, messages: list[Message]) -> None:
+        """Call the hook in the place of its task; wake the task, and keep the rest, if it goes to sleep."""
+        hook = self._hook
+        assert hook is not None
+        for position, message in enumerate(messages):
+            if message.type > MessageType.BINARY and not self._control(message):
+                continue
+            if not self._short_cut:
+                self._keep(islice(messages, position, None))
+                return
+            self.busy = True
+            try:
+                result = hook(message.data if self._by_data else message)
+                if result is not None and not self._is_over(result):
+                    continue
+            except BaseException as exc:  # noqa: BLE001 - raised in the task, where the hook belongs
+                self._error = exc
+                self._wake_for_hook()
+                continue
+            self.busy = False
+            self._served += 1
+            if self._served == _FAIR or not self._hook_bell.is_parked:
+                self._short_cut = False
+
+    def _is_over(self, result: Any) -> bool:
+        """Run the first step of a hook's coroutine; if it is not the last, the task is to go on with it."""
+        if type(result) is not types.CoroutineType or not self._poller.steps:
+            if not hasattr(result, "__await__"):
+                return True
+            waits_for = _NOT_BEGUN
+        else:
+            # Twice as fast as send(), which raises StopIteration to say that all is over.
+            waits_for = next(result.__await__(), _OVER)
+            if waits_for is _OVER:
+                return True
+        self._sleeping = result, waits_for
+        self._wake_for_hook()
+        return False
+
+    def _wake_for_hook(self) -> None:
+        self._short_cut = False
+        self._hook_bell.ring()
 
     def end(self) -> None:
         """Note that nothing more will come; what waits is still there to be had."""
@@ -137,50 +185,19 @@ class Inbox:
         self._short_cut = False
         self._wake()
 
+    def discard(self) -> None:
+        """Forget what waits and what is still to come: the application wants nothing more."""
+        self._discards = True
+        self._queue.clear()
+        self._bytes = 0
+        self.end()
+
     def _wake(self) -> None:
         """Wake who waits: a task that asks or, without one, the task that calls hooks."""
         if self._hook is not None and not self._bell.is_parked:
             self._hook_bell.ring()
         else:
             self._bell.ring()
-
-    def clear(self) -> None:
-        """Forget what waits."""
-        self._queue.clear()
-        self._bytes = 0
-
-    def _begin(self, message: Message) -> None:
-        """Call the hook in the place of the task that is parked; wake the task if it goes to sleep."""
-        self.busy = True
-        coroutine: Any
-        try:
-            assert self._hook is not None
-            coroutine = self._hook(message)
-            if coroutine is not None and hasattr(coroutine, "__await__"):
-                if not self._poller.steps or type(coroutine) is not types.CoroutineType:
-                    self._hand_on(coroutine, _NOT_BEGUN)
-                    return
-                try:
-                    waits_for = coroutine.send(None)
-                except StopIteration:
-                    pass
-                else:
-                    self._hand_on(coroutine, waits_for)
-                    return
-        except BaseException as exc:  # noqa: BLE001 - raised in the task, where the hook belongs
-            self._error = exc
-            self._short_cut = False
-            self._hook_bell.ring()
-            return
-        self.busy = False
-        self._served += 1
-        if self._served == _FAIR or not self._hook_bell.is_parked:
-            self._short_cut = False
-
-    def _hand_on(self, coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-        self._sleeping = coroutine, waits_for
-        self._short_cut = False
-        self._hook_bell.ring()
 
     # --- an application that asks -----------------------------------------------------------------
 
@@ -218,9 +235,11 @@ class Inbox:
 
     # --- an application that is called ------------------------------------------------------------
 
-    async def dispatch_all(self, hook: Hook) -> None:
+    async def dispatch_all(self, hook: Hook, *, by_data: bool = False) -> None:
         """Call a hook for each message, one at a time and in order, until there will be none.
 
+        :param hook: takes a message
+        :param by_data: it takes the message's data instead
         :raises anyio.BusyResourceError: when another task waits already
 
         Raises what the hook raises. Cancellation: reaches a hook that is at work.
@@ -228,7 +247,8 @@ class Inbox:
         if self._is_asked or self._hook is not None:
             raise anyio.BusyResourceError("receiving from")
         self._hook_bell = self._poller.bell()
-        self._hook, self._task, self._context = hook, self._poller.current_task(), copy_context()
+        self._hook, self._by_data = hook, by_data
+        self._task, self._context = self._poller.current_task(), copy_context()
         self.busy = False
         try:
             while True:
@@ -274,7 +294,7 @@ class Inbox:
                 message = self._pop()
                 poller.corked = bool(self._queue)
                 self.busy = True
-                result = run(hook, message)
+                result = run(hook, message.data if self._by_data else message)
                 if result is not None and hasattr(result, "__await__"):
                     await self._run(result, _NOT_BEGUN, None)
                 self.busy = False

@@ -18,6 +18,7 @@ missing key is the error.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from enum import Enum, IntEnum
 from functools import partial
 
@@ -83,6 +84,32 @@ TRANSITIONS: dict[State, dict[Move, State]] = {
 }
 
 
+_TEXT, _BINARY = int(Opcode.TEXT), int(Opcode.BINARY)
+
+
+class _KeyPool:
+    """Masking keys: unpredictable, fresh for each frame (§5.3), taken from the system many at a time."""
+
+    def __init__(self) -> None:
+        self._keys: Iterator[bytes] = iter(())
+        if hasattr(os, "register_at_fork"):  # a child must not use the keys that its parent uses
+            os.register_at_fork(after_in_child=self._forget)
+
+    def __call__(self) -> bytes:
+        key = next(self._keys, None)
+        while key is None:
+            pool = os.urandom(1_024)
+            self._keys = iter([pool[at : at + 4] for at in range(0, len(pool), 4)])
+            key = next(self._keys, None)
+        return key
+
+    def _forget(self) -> None:
+        self._keys = iter(())
+
+
+masking_key = _KeyPool()
+
+
 class Protocol:
     """One end of a WebSocket connection.
 
@@ -97,6 +124,7 @@ class Protocol:
     :ivar close_reason: the reason of that Close (§7.1.6)
     :ivar closed_by: the role that sent the first Close, ``None`` if there was none
     :ivar error: what the peer did wrong, once it has; :meth:`fail` tells it
+    :ivar input_ended: whether the peer's Close was received, or it did something wrong
     """
 
     __slots__ = (
@@ -104,12 +132,15 @@ class Protocol:
         "_compressing",
         "_deflater",
         "_fragmenting",
+        "_is_plain",
+        "_masks",
         "_moves",
         "_reader",
         "close_code",
         "close_reason",
         "closed_by",
         "error",
+        "input_ended",
         "role",
         "state",
     )
@@ -121,7 +152,10 @@ class Protocol:
         self.close_reason = ""
         self.closed_by: Role | None = None
         self.error: RemoteProtocolError | None = None
+        self.input_ended = False
         self._moves = TRANSITIONS[State.CONNECTING]
+        self._masks = role is Role.CLIENT
+        self._is_plain = False
         self._fragmenting = False
         self._compressing = False  # the fragmented message that is open
         self._deflater: Deflater | None = None
@@ -135,6 +169,12 @@ class Protocol:
         except KeyError:
             raise LocalProtocolError(f"{move.name} is not possible when {self.state.name}") from None
         self._moves = TRANSITIONS[self.state]
+        self._note_whether_plain()
+
+    def _note_whether_plain(self) -> None:
+        """Note whether a message can go out now as one frame, as it is."""
+        may_send = Move.SEND in self._moves and not self._fragmenting
+        self._is_plain = may_send and self._deflater is None
 
     def can(self, move: Move) -> bool:
         """Tell whether a move is possible in the present state."""
@@ -145,8 +185,8 @@ class Protocol:
 
         :param codec: what messages are compressed and inflated with, where that was negotiated
         """
-        self._move(Move.OPENED)
         self._deflater, inflater = codec or (None, None)
+        self._move(Move.OPENED)
         self._reader = self._build_reader(inflater=inflater)
         del self._build_reader
 
@@ -173,10 +213,11 @@ class Protocol:
                 self._move(Move.RECEIVE)
             return []
         messages = self._reader.feed(data)
-        if self._reader.error is not None:
+        if self._reader.finished and not self.input_ended:
+            self.input_ended = True
             self.error = self._reader.error
-        elif self._reader.finished and messages:
-            self._receive_close(messages[-1])
+            if self.error is None:
+                self._receive_close(messages[-1])
         return messages
 
     def _receive_close(self, message: Message) -> None:
@@ -197,6 +238,8 @@ class Protocol:
         :raises TypeError: when *data* is not ``str``
         :raises UnicodeEncodeError: when *data* has a lone surrogate
         """
+        if self._is_plain and type(data) is str:
+            return frame(_TEXT, data, masking_key=masking_key()) if self._masks else frame(_TEXT, data)
         if not isinstance(data, str):
             raise TypeError(f"data: text is str, not {type(data).__name__}; write_bin takes bytes")
         return self._send_message(Opcode.TEXT, data.encode(), compress)
@@ -208,6 +251,8 @@ class Protocol:
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not bytes-like
         """
+        if self._is_plain and type(data) is bytes:
+            return frame(_BINARY, data, masking_key=masking_key()) if self._masks else frame(_BINARY, data)
         return self._send_message(Opcode.BINARY, to_bytes(data), compress)
 
     def send_prepared(self, prepared: Frame) -> bytes:
@@ -279,6 +324,7 @@ class Protocol:
                 else "there is no fragmented message to continue"
             )
         self._fragmenting = not fin
+        self._note_whether_plain()
 
     def _send_message(self, opcode: Opcode, payload: bytes, compress: bool) -> bytes:
         self._check_data(opcode, fin=True)
@@ -314,8 +360,7 @@ class Protocol:
         return self._frame(opcode, payload)
 
     def _frame(self, opcode: Opcode, payload: bytes, *, fin: bool = True, rsv1: bool = False) -> bytes:
-        # §5.3: "The masking key needs to be unpredictable", and fresh for each frame.
-        key = os.urandom(4) if self.role is Role.CLIENT else None
+        key = masking_key() if self._masks else None
         return frame(opcode, payload, fin=fin, rsv1=rsv1, masking_key=key)
 
     # --- closing: §7 ------------------------------------------------------------------------------

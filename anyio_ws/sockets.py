@@ -151,10 +151,9 @@ class SocketTransport:
 
     def write(self, data: bytes) -> None:
         """Take bytes to send, all of them or, when the transport has ended, none."""
-        if self._finishing:
-            return
-        if self._rest:
-            self._keep(data)
+        if self._rest or self._finishing:
+            if not self._finishing:
+                self._keep(data)
         elif self._poller.corked:
             self._keep(data)
             if self.full:
