@@ -19,6 +19,17 @@ if importlib.util.find_spec("uvloop"):
     BACKENDS.insert(1, pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes sweeps whole, which takes minutes; by default they are samples."""
+    parser.addoption("--sweep", choices=["part", "full"], default="part", help="how much of a sweep to run")
+
+
+@pytest.fixture
+def full_sweep(request: pytest.FixtureRequest) -> bool:
+    """Tell whether sweeps are to be whole."""
+    return bool(request.config.getoption("--sweep") == "full")
+
+
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Run each asynchronous test on asyncio, asyncio with uvloop, and Trio."""

@@ -191,12 +191,12 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def bystander(place: Arena) -> AsyncIterator[list[int]]:
+async def bystander(place: Arena) -> AsyncIterator[Diary]:
     """Have a connection echo one message after the other during a block, each of which must come back.
 
     The block gets the list of what has come back so far, and must have left time for some of it.
     """
-    echoed: list[int] = []
+    echoed = Diary()
     peer = await place.open()
 
     async def echo() -> None:

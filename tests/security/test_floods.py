@@ -1,0 +1,171 @@
+"""Too many connections, pings, frames, and log lines: whoever else is there is served as if nothing was."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_ws import Config, Conn, Handshake
+from anyio_ws.testing import build_frame
+
+from ..support import PING, PONG, TEXT, Peer, build_request, nothing_left, settle
+from .arena import Diary, Echo, arena, bystander, every_way
+
+KEY = b"mask"
+
+
+@pytest.mark.attack("R05", "R06", "R04")
+@every_way
+async def test_flood_of_pings_gets_no_more_than_it_gives(way: str) -> None:
+    """Ten thousand pings and pongs get at most as many pongs, no larger, in order; others are served."""
+    async with arena(way, Echo) as place, bystander(place) as echoed:
+        peer = await place.open()
+        answers: list[bytes] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flood, peer, PING, 10_000)
+            while not answers or answers[-1] != b"9999":
+                frame = await peer.frame()
+                assert frame.opcode == PONG
+                answers.append(frame.payload)
+            await flood(peer, PONG, 1_000)
+        numbers = [int(answer) for answer in answers]
+        assert numbers == sorted(set(numbers))
+        await echoed.wait(len(echoed) + 3)
+        await peer.close_handshake()
+
+
+async def flood(peer: Peer, opcode: int, count: int) -> None:
+    """Send so many control frames, a hundred at a time."""
+    for start in range(0, count, 100):
+        await peer.send(b"".join(build_frame(opcode, b"%d" % n, key=KEY) for n in range(start, start + 100)))
+
+
+@pytest.mark.attack("R12", "R08", "R03")
+@every_way
+async def test_burst_of_frames_leaves_time_for_others(way: str) -> None:
+    """While a burst of 20,000 messages is worked through, a bystander's messages are echoed in between."""
+    seen: list[int] = []
+
+    class Counting(Echo):
+        async def client_message(self, data: Any) -> None:
+            if self.path == "/burst":
+                seen.append(len(echoed))
+            else:
+                await self.conn.send(data)
+
+    async with arena(way, Counting) as place, bystander(place) as echoed:
+        peer = await place.open("/burst")
+        await peer.send(build_frame(TEXT, b"", key=KEY) * 20_000)
+        await peer.close_handshake()
+        assert len(seen) == 20_000
+        assert len(set(seen)) > 5  # the bystander has gone on while the burst was worked on
+
+
+@pytest.mark.attack("R12")
+@every_way
+async def test_large_messages_leave_time_for_others(way: str) -> None:
+    """A megabyte of text to unmask and check, again and again, is no reason to wait."""
+    config = Config(max_message_size=1_000_000)
+    async with arena(way, Echo, None, config) as place, bystander(place) as echoed:
+        peer = await place.open()
+        for _ in range(5):
+            before = len(echoed)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(peer.send_frame, TEXT, b"x" * 1_000_000)
+                await peer.expect(TEXT, b"x" * 1_000_000)
+            assert len(echoed) > before
+
+
+@pytest.mark.attack("R07")
+@pytest.mark.parametrize("way", ["sockets", "streams", "tls"])
+async def test_flood_of_connections_waits_in_the_backlog(way: str) -> None:
+    """At ``max_conn`` the others wait, at no cost, and get their turn when somebody leaves."""
+    ends = Diary()
+    async with nothing_left(), arena(way, Echo, ends, Config(max_conn=4)) as place:
+        opened: list[Peer] = []
+        done = Diary()
+
+        async def come() -> None:
+            peer = await place.open()
+            opened.append(peer)
+            done.append(peer)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(12):
+                tasks.start_soon(come)
+            await done.wait(4)
+            start, work = time.monotonic(), time.process_time()
+            await anyio.sleep(0.2)
+            assert time.process_time() - work < (time.monotonic() - start) / 2  # nobody spins
+            assert len(opened) == 4
+            for size in range(5, 13):
+                await opened[size - 5].close_handshake()
+                await done.wait(size)
+        assert ends == [1000] * 8
+
+
+@pytest.mark.attack("L01", "L02", "L03", "H27")
+async def test_flood_of_bad_clients_leaves_few_and_harmless_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing they send breaks out of its line, shows a secret, or comes with a traceback."""
+    caplog.set_level("DEBUG", "anyio_ws")
+    secret = "Bearer s3cr3t"
+    nasty = [
+        build_request("/\x1b[31mred?token=s3cr3t"),
+        build_request(more="X: a\x00b\r\n"),
+        build_request(headers={"Host": "a\u00a0b"}),
+        build_request(headers={"Origin": "http://evil\x85.example", "Authorization": secret}),
+        build_request(headers={"Origin": "http://evil.example", "Cookie": "s3cr3t"}),
+        build_request(headers={"Sec-WebSocket-Protocol": "a\x0bb"}),
+        build_request(headers={"Sec-WebSocket-Extensions": "x; \xe2\x80\xae"}),
+        build_request(line="GET /?s3cr3t=\r\x0bfake log line HTTP/1.1"),
+        b"\x16\x03\x01\x02\x00" + bytes(range(256)),
+        build_request("/" + "A" * 9000),
+    ]
+    async with arena("memory", Echo, None, Config(origins=["https://good.example"])) as place:
+        start = anyio.current_time()
+        for number in range(300):
+            peer = await place.peer()
+            await peer.send(nasty[number % len(nasty)])
+            if number % 3:
+                assert (await peer.receive_head()).status >= 400
+            await peer.stream.aclose()
+        await settle()
+        seconds = int(anyio.current_time() - start) + 2
+    assert 5 <= len(caplog.records) <= 20 * seconds
+    for record in caplog.records:
+        message = record.getMessage()
+        assert record.levelno <= logging.INFO, message
+        assert record.exc_info is None
+        assert message.isascii()
+        assert message.isprintable()
+        assert len(message) <= 256
+        assert "s3cr3t" not in message
+
+
+@pytest.mark.attack("L01", "L02")
+async def test_words_of_a_peer_are_escaped_in_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """A close reason that a handler lets go wrong stays in its line, too."""
+    raised: list[BaseException] = []
+
+    async def handler(conn: Conn, handshake: Handshake) -> None:
+        try:
+            await conn.receive()
+        except anyio.EndOfStream as exc:
+            raised.append(exc)
+
+    from anyio_ws.handler import FunctionFactory
+
+    async with arena("memory", FunctionFactory(handler)) as place:
+        peer = await place.open()
+        reason = "line\nbreak \u202e \x1b[0m"
+        await peer.send_frame(0x8, b"\x0f\xa0" + reason.encode())
+        await peer.frame()
+        await settle()
+    (error,) = raised
+    assert str(error).isprintable()
+    assert str(error).isascii()
+    assert caplog.records == []
