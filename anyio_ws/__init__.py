@@ -3,7 +3,14 @@
 from ._version import __version__
 from .broadcast import broadcast
 from .client import Client, connect
-from .config import ClientConfig, Config, HandshakeConfig
+from .config import (
+    BuffersConfig,
+    ClientConfig,
+    Config,
+    HandshakeConfig,
+    ThreadPoolConfig,
+    buffer_provider,
+)
 from .conn import Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
 from .deflate import Compression
 from .events import CloseCode, Message, MessageType, Opcode
@@ -22,10 +29,12 @@ from .framing import Frame, frame_bin, frame_text
 from .handshake import Handshake
 from .http11 import Headers, Request, Response
 from .protocol import Role, State
+from .scratch import Scratch
 from .server import Server, serve
 from .workers import run
 
 __all__ = [
+    "BuffersConfig",
     "Client",
     "ClientConfig",
     "CloseCode",
@@ -53,11 +62,14 @@ __all__ = [
     "Request",
     "Response",
     "Role",
+    "Scratch",
     "Server",
     "State",
+    "ThreadPoolConfig",
     "WebSocketError",
     "__version__",
     "broadcast",
+    "buffer_provider",
     "connect",
     "frame_bin",
     "frame_text",

@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
+from .buffers import BufferPool, BufferStatistics, ConnectionBuffers, MessageStorage
 from .config import ClientConfig
 from .conn import Conn
 from .deadlines import Deadlines
@@ -49,6 +50,7 @@ class Client(Conn):
 
     _authority: str = ""
     _stop_deadlines: Callable[[], object]
+    _storage: MessageStorage
 
     @classmethod
     async def connect(
@@ -94,7 +96,9 @@ class Client(Conn):
             transport = opened.adopt(deadlines, outbox_size=size, write_timeout=timeout)
         else:
             transport = StreamTransport(opened, spawn, outbox_size=size, write_timeout=timeout)
-        client = cls(Role.CLIENT, transport, deadlines, config)
+        storage = MessageStorage(config.buffer_size, None, config.buffer_provider or BufferPool(0, 0))
+        client = cls(Role.CLIENT, transport, deadlines, config, ConnectionBuffers(storage))
+        client._storage = storage
         client._stop_deadlines = lambda: None
         transport.start()
         return client
@@ -173,6 +177,14 @@ class Client(Conn):
         compression = accept(answer.extensions, config.compression)
         self.open(answer.subprotocol, compression=compression, manual=manual, early=reader.rest)
 
+    def statistics(self) -> BufferStatistics:
+        """Return how messages that did not arrive whole were kept: in ``buffer_size``, or beyond it.
+
+        ``small`` is the connection's own buffer, ``large`` is ``buffer_provider`` with all its clients, or
+        without one the fresh memory that was taken, as ``fallback``.
+        """
+        return self._storage.statistics()
+
     async def _leave_block(self, error: BaseException | None) -> None:
         """Close at the end of a ``connect()`` block, with the code that tells how it ended."""
         if error is None:
@@ -219,6 +231,7 @@ class Client(Conn):
         finally:
             with anyio.CancelScope(shield=True):  # the deadlines of the connection bound the waiting
                 await self.wait_gone()
+                self.discard_messages()
                 close = getattr(handler, "close", None)
                 if close is not None:
                     await settle(close())

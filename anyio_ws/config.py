@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from .buffers import BufferPool
 from .deflate import Compression
 from .http11 import is_token
 
@@ -49,6 +50,10 @@ class _ConnectionConfig:
     :ivar inbox_size: bytes of received messages that may wait to be handled; at this mark the socket is
         not read any more until half of them are
     :ivar outbox_size: bytes that may wait to be sent; above this mark writing waits
+    :ivar message_view: hand binary messages to ``client_message`` and ``handle`` as a ``memoryview`` of
+        the buffer that they were received into, without a copy. It is valid only until that call
+        returns, and a ``ValueError`` after that. ``receive()``, ``read()`` and iteration give ``bytes``
+        as ever.
     :ivar subprotocols: the subprotocols, in order of preference: those a server speaks, of which it
         chooses the first that the client offers; those a client offers
     :ivar compression: how messages are compressed where the peer agrees (RFC 7692); ``None`` to neither
@@ -62,6 +67,7 @@ class _ConnectionConfig:
     write_timeout: float = 20.0
     inbox_size: int = 65_536
     outbox_size: int = 65_536
+    message_view: bool = False
     subprotocols: Sequence[str] = ()
     compression: Compression | None = field(default_factory=Compression)
 
@@ -76,6 +82,7 @@ class _ConnectionConfig:
                 raise ValueError(f"{name}: a number of seconds is needed; every wait has an end")
         _check_int("inbox_size", self.inbox_size, 1)
         _check_int("outbox_size", self.outbox_size, 0)
+        _check_type("message_view", self.message_view, bool, "True or False")
         object.__setattr__(self, "subprotocols", _checked_subprotocols(self.subprotocols))
         _check_type("compression", self.compression, (Compression, type(None)), "a Compression or None")
 
@@ -97,16 +104,70 @@ class HandshakeConfig:
     :ivar timeout: seconds from the accepted connection to the 101, TLS and ``init`` included; then 408
     :ivar max_size: bytes of request line and headers; more is answered with 414 or 431
     :ivar max_headers: how many headers a request may have; more is answered with 431
+    :ivar count: how many buffers of *max_size* bytes are kept for requests; each is held only until its
+        request is complete. A request that finds none is collected in fresh memory.
     """
 
     timeout: float = 10.0
     max_size: int = 8_192
     max_headers: int = 100
+    count: int = 32
 
     def __post_init__(self) -> None:
         _check_timeout("handshake.timeout", self.timeout)
         _check_int("handshake.max_size", self.max_size, 128)
         _check_int("handshake.max_headers", self.max_headers, 5)
+        _check_int("handshake.count", self.count, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuffersConfig:
+    """Where a server keeps messages that do not arrive whole; those that do need no storage.
+
+    A message that finds no buffer of its size is kept in fresh memory: nobody waits for a buffer.
+    ``server.statistics().buffers`` tells how often.
+
+    :ivar pool: ``None`` gives each connection a buffer of its own, made for the first message that needs
+        it. A number gives all connections together so many, each held only while a message is
+        incomplete: much less memory where many connections are idle.
+    :ivar size: bytes of each of these buffers
+    :ivar large_count: how many buffers there are for longer messages, shared by all connections
+    :ivar large_size: bytes of each of those; ``None`` is twice *size*. More than ``max_message_size`` is
+        of no use, and is that.
+    """
+
+    pool: int | None = None
+    size: int = 2_048
+    large_count: int = 8
+    large_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool is not None:
+            _check_int("buffers.pool", self.pool, 1)
+        _check_int("buffers.size", self.size, 1)
+        _check_int("buffers.large_count", self.large_count, 0)
+        if self.large_size is not None:
+            _check_int("buffers.large_size", self.large_size, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadPoolConfig:
+    """The worker threads of a blocking server, and the scratch memory of any server.
+
+    :ivar count: how many ``def`` hooks run at one time, with ``Config(blocking=True)``
+    :ivar backlog: how many received messages may wait for their hook in a worker process, with
+        ``Config(blocking=True)``; while they are so many no socket is read, so that the peers wait
+    :ivar buffer_size: bytes of a ``scratch``'s reusable buffer, in any mode
+    """
+
+    count: int = 4
+    backlog: int = 500
+    buffer_size: int = 32_768
+
+    def __post_init__(self) -> None:
+        _check_int("thread_pool.count", self.count, 1)
+        _check_int("thread_pool.backlog", self.backlog, 1)
+        _check_int("thread_pool.buffer_size", self.buffer_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +183,10 @@ class Config(_ConnectionConfig):
     :ivar max_message_size: bytes of a received message; a longer one fails the connection with 1009
         before memory is taken for it
     :ivar handshake: limits on the opening handshake
+    :ivar buffers: the storage for messages that do not arrive whole
+    :ivar blocking: run ``def`` hooks in worker threads, where they may block; ``async def`` hooks run in
+        the event loop as ever
+    :ivar thread_pool: those threads, and how much may wait for them
     :ivar shutdown_timeout: seconds that connections have to end in order when the server stops
     :ivar origins: the origins of pages that may connect, such as ``["https://example.com"]``; ``"*"``
         is all of them, ``None`` only pages of the host that they connect to. Programs other than
@@ -137,6 +202,9 @@ class Config(_ConnectionConfig):
     max_conn: int = 16_384
     max_message_size: int = 65_536
     handshake: HandshakeConfig = field(default_factory=HandshakeConfig)
+    buffers: BuffersConfig = field(default_factory=BuffersConfig)
+    blocking: bool = False
+    thread_pool: ThreadPoolConfig = field(default_factory=ThreadPoolConfig)
     shutdown_timeout: float = 10.0
     origins: Sequence[str] | None = None
     tls: ssl.SSLContext | None = None
@@ -154,6 +222,9 @@ class Config(_ConnectionConfig):
         _check_int("max_conn", self.max_conn, 1)
         _check_int("max_message_size", self.max_message_size, 1)
         _check_type("handshake", self.handshake, HandshakeConfig, "a HandshakeConfig")
+        _check_type("buffers", self.buffers, BuffersConfig, "a BuffersConfig")
+        _check_type("blocking", self.blocking, bool, "True or False")
+        _check_type("thread_pool", self.thread_pool, ThreadPoolConfig, "a ThreadPoolConfig")
         if self.shutdown_timeout is None:
             raise ValueError("shutdown_timeout: a number of seconds is needed; every wait has an end")
         if self.origins is not None:
@@ -179,7 +250,11 @@ class ClientConfig(_ConnectionConfig):
 
     :ivar max_size: bytes of a received message; a longer one fails the connection with 1009 before
         memory is taken for it
-    :ivar buffer_size: bytes that the request of the opening handshake may have
+    :ivar buffer_size: bytes of the connection's own buffer, in which a message that does not arrive whole
+        is collected: with as many as *max_size* no message takes further memory. Also the bytes that the
+        request of the opening handshake may have.
+    :ivar buffer_provider: lends buffers for longer messages; many clients may share one. See
+        :func:`buffer_provider`.
     :ivar handle_ping: hand pings to the read loop's handler; nothing answers them then but the handler
     :ivar handle_pong: hand pongs to the read loop's handler
     :ivar handle_close: hand the peer's Close to the read loop's handler; nothing answers it then but
@@ -191,6 +266,7 @@ class ClientConfig(_ConnectionConfig):
 
     max_size: int = 65_536
     buffer_size: int = 4_096
+    buffer_provider: BufferPool | None = None
     handle_ping: bool = False
     handle_pong: bool = False
     handle_close: bool = False
@@ -201,11 +277,13 @@ class ClientConfig(_ConnectionConfig):
         super().__post_init__()
         _check_int("max_size", self.max_size, 1)
         _check_int("buffer_size", self.buffer_size, 256)
+        kinds = (BufferPool, type(None))
+        _check_type("buffer_provider", self.buffer_provider, kinds, "what buffer_provider() makes, or None")
         _check_type("tls", self.tls, (bool, ssl.SSLContext), "True, False or an ssl.SSLContext")
         for name in ("handle_ping", "handle_pong", "handle_close"):
             _check_type(name, getattr(self, name), bool, "True or False")
-        kinds = (str, Path, bytes, ssl.SSLContext, type(None))
-        _check_type("ca_bundle", self.ca_bundle, kinds, "a path, bytes or an ssl.SSLContext")
+        sources = (str, Path, bytes, ssl.SSLContext, type(None))
+        _check_type("ca_bundle", self.ca_bundle, sources, "a path, bytes or an ssl.SSLContext")
         if isinstance(self.tls, ssl.SSLContext) and self.ca_bundle is not None:
             raise ValueError("ca_bundle: it has no effect beside a context in tls; load it into that")
 
@@ -213,3 +291,19 @@ class ClientConfig(_ConnectionConfig):
     def max_message_size(self) -> int:
         """The server's name for :attr:`max_size`, which both ends share."""
         return self.max_size
+
+
+def buffer_provider(count: int, size: int) -> BufferPool:
+    """Make a pool of buffers for ``ClientConfig(buffer_provider=...)``, to be shared by many clients.
+
+    A message that does not arrive whole and is longer than its connection's ``buffer_size`` is collected
+    in one of them. While none is left, and for a message longer than *size*, fresh memory is taken. It
+    may be used in several threads and event loops; its ``statistics()`` tell how it is used.
+
+    :param count: how many buffers there may be; they are made when they are needed
+    :param size: bytes of each
+    :raises ValueError: when one of them is not a whole number of at least 1
+    """
+    _check_int("count", count, 1)
+    _check_int("size", size, 1)
+    return BufferPool(count, size)

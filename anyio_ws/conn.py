@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 from anyio.abc import ObjectStream
 
+from .buffers import BufferPool, ConnectionBuffers, MessageStorage
 from .config import ClientConfig, Config
 from .deadlines import Deadline, Deadlines
 from .deflate import Deflater, Inflater, Parameters, build_codec
@@ -32,8 +33,11 @@ from .from_thread import FromThread
 from .inbox import Hook, Inbox
 from .protocol import Move, Protocol, Role, State
 from .transport import Address, Transport
+from .views import Views
+from .write_buffer import WriteBuffer
 
 LINGER = 2.0  # seconds in which a peer may read our last words before the socket is closed
+_WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
 _ids = itertools.count(1)
 _DATA = frozenset({MessageType.TEXT, MessageType.BINARY})
 
@@ -65,10 +69,17 @@ class Conn(ObjectStream["str | bytes"]):
         transport: Transport,
         deadlines: Deadlines,
         config: Config | ClientConfig,
+        buffers: ConnectionBuffers | None = None,
     ) -> None:
         self.id = next(_ids)
+        self._buffers = buffers
+        self._views = Views(buffers)
         self._protocol = Protocol(
-            role, max_message_size=config.max_message_size, utf8=config.utf8 == "strict"
+            role,
+            max_message_size=config.max_message_size,
+            utf8=config.utf8 == "strict",
+            buffers=buffers,
+            view=config.message_view,
         )
         self._transport = transport
         transport.receiver = self
@@ -77,7 +88,7 @@ class Conn(ObjectStream["str | bytes"]):
         self._manual: frozenset[MessageType] = frozenset()
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
-        self._inbox = Inbox(transport, config.inbox_size, self._control)
+        self._inbox = Inbox(transport, config.inbox_size, self._control, self._views.give_back)
         self._input_ended = False
         self._discarding = False  # the application closed; it wants no more messages
         # The outbox.
@@ -309,6 +320,30 @@ class Conn(ObjectStream["str | bytes"]):
         self._latency = ping.latency
         return ping.latency
 
+    def write_buffer(self, message_type: MessageType = MessageType.TEXT) -> WriteBuffer:
+        """Write a message piece by piece, like a file, and send it with ``await wb.flush()``.
+
+        ::
+
+            async with conn.write_buffer(MessageType.TEXT) as wb:
+                json.dump(obj, wb)
+                await wb.flush()
+
+        Leaving the block without a flush discards what was written. See :class:`WriteBuffer`.
+
+        :param message_type: ``MessageType.TEXT`` or ``.BINARY``
+        :raises ValueError: when it is another
+        """
+        buffers = self._buffers or ConnectionBuffers(MessageStorage(_WRITER_SIZE, None, BufferPool(0, 0)))
+        return WriteBuffer(
+            message_type,
+            buffers.take_shared,
+            buffers.give,
+            buffers.size,
+            wait_for_room=self._wait_for_room,
+            hand_over=partial(self._hand_over, self._protocol.send_message),
+        )
+
     async def send(self, item: str | bytes, *, compress: bool = True) -> None:
         """Send a message: text for ``str``, binary for a bytes-like object; like :meth:`write`."""
         if self._transport.full:
@@ -354,7 +389,9 @@ class Conn(ObjectStream["str | bytes"]):
         while True:
             message = await self._next()
             if message.type <= MessageType.BINARY:
-                assert not isinstance(message.data, memoryview)
+                if isinstance(message.data, memoryview):
+                    message = self._views.keep(message)
+                    assert not isinstance(message.data, memoryview)
                 return message.data
 
     async def read(self, timeout: float | None = None) -> Message | None:
@@ -368,7 +405,7 @@ class Conn(ObjectStream["str | bytes"]):
         Raises and is cancelled like :meth:`receive`.
         """
         with anyio.move_on_after(timeout):
-            return await self._next()
+            return self._views.keep(await self._next())
         return None
 
     async def __anext__(self) -> str | bytes:
@@ -398,8 +435,14 @@ class Conn(ObjectStream["str | bytes"]):
 
         Raises what *hook* raises; the end of the connection does not raise.
         """
+        if self._config.message_view:
+            hook, by_data = partial(self._views.call, hook, by_data), False
         await self._inbox.dispatch_all(hook, by_data=by_data)
         self._finish_input()
+
+    def discard_messages(self) -> None:
+        """Forget the messages that nobody will receive any more."""
+        self._inbox.discard()
 
     # --- closing: RFC 6455 §7 ---------------------------------------------------------------------
 

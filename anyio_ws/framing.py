@@ -11,7 +11,7 @@ import os
 from collections.abc import Hashable
 from typing import Protocol
 
-from ._framing_py import MessageReader, frame, mask
+from ._framing_py import Buffers, MessageReader, frame, mask
 from .events import Opcode
 
 BUILD = "python"
@@ -31,7 +31,17 @@ if _forced != "python":
     else:
         BUILD = "c"
 
-__all__ = ["BUILD", "Frame", "MessageReader", "frame", "frame_bin", "frame_text", "mask", "to_bytes"]
+__all__ = [
+    "BUILD",
+    "Buffers",
+    "Frame",
+    "MessageReader",
+    "frame",
+    "frame_bin",
+    "frame_text",
+    "mask",
+    "to_bytes",
+]
 
 
 class Compressor(Protocol):

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
+from .buffers import BufferPool
 from .events import Message, MessageType
+from .scratch import Scratch
 
 _ACCEPTED = {
-    "client_message": (("data",), ("data", "message_type")),
+    "client_message": (
+        ("data",),
+        ("data", "message_type"),
+        ("scratch", "data"),
+        ("scratch", "data", "message_type"),
+    ),
     "after_init": ((), ("app",)),
     "client_ping": (("data",),),
     "client_pong": ((), ("data",)),
@@ -45,20 +52,33 @@ class Hooks(NamedTuple):
     @property
     def by_data(self) -> bool:
         """Whether ``client_message`` is all that is called for a message, and takes its data only."""
-        return "message_type" not in self.parameters["client_message"] and not self.manual
+        return self.parameters["client_message"] == ("data",) and not self.manual
 
-    def dispatch(self, handler: Any) -> Dispatch:
-        """Return the function that gives a message to the hook that it is for."""
-        client_message = handler.client_message
-        hooks: dict[MessageType, Dispatch] = {}
-        if "message_type" in self.parameters["client_message"]:
-            hooks[MessageType.TEXT] = lambda message: client_message(message.data, message.type)
-        else:
-            hooks[MessageType.TEXT] = lambda message: client_message(message.data)
-        hooks[MessageType.BINARY] = hooks[MessageType.TEXT]
+    def dispatch(self, handler: Any, scratch: BufferPool | None = None) -> Dispatch:
+        """Return the function that gives a message to the hook that it is for.
+
+        :param handler: the handler
+        :param scratch: where a ``scratch`` has its buffer from
+        """
+        client_message = self._client_message(handler.client_message, scratch)
+        if not self.manual:
+            return client_message
+        hooks: dict[MessageType, Dispatch] = dict.fromkeys(
+            (MessageType.TEXT, MessageType.BINARY), client_message
+        )
         for type_ in self.manual:
             hooks[type_] = self._control(getattr(handler, _CONTROL_HOOKS[type_]), type_)
         return lambda message: hooks[message.type](message)
+
+    def _client_message(self, hook: Callable[..., Result], buffers: BufferPool | None) -> Dispatch:
+        """Return the function that calls ``client_message`` with what its parameters ask for."""
+        parameters = self.parameters["client_message"]
+        typed = "message_type" in parameters
+        if "scratch" in parameters:
+            return partial(_call_with_scratch, hook, typed, buffers)
+        if typed:
+            return lambda message: hook(message.data, message.type)
+        return lambda message: hook(message.data)
 
     def _control(self, hook: Callable[..., Result], type_: MessageType) -> Dispatch:
         if self.parameters[_CONTROL_HOOKS[type_]]:
@@ -75,6 +95,15 @@ class Hooks(NamedTuple):
         """Call the hook that comes last, if there is one."""
         if "close" in self.parameters:
             await settle(handler.close())
+
+
+async def _call_with_scratch(
+    hook: Callable[..., Result], typed: bool, buffers: BufferPool | None, message: Message
+) -> None:
+    """Call a hook with a scratch that is over when it returns."""
+    with Scratch(buffers) as scratch:
+        arguments = (message.data, message.type) if typed else (message.data,)
+        await settle(hook(scratch, *arguments))
 
 
 async def settle(result: Result) -> Any:
@@ -150,8 +179,11 @@ class Session(Protocol):
 class SessionFactory(Protocol):
     """Makes the session of each connection, while the opening handshake runs."""
 
-    async def __call__(self, **arguments: object) -> Session:
-        """Make a session out of ``handshake``, ``conn`` and ``app``."""
+    async def __call__(self, scratch: BufferPool | None = None, /, **arguments: object) -> Session:
+        """Make a session out of ``handshake``, ``conn`` and ``app``.
+
+        :param scratch: where a hook's scratch has its buffer from
+        """
 
 
 class HandlerFactory:
@@ -171,10 +203,10 @@ class HandlerFactory:
         self._make = make
         self._names = choose_parameters(make, _PARAMETERS)
 
-    async def __call__(self, **arguments: object) -> Session:
+    async def __call__(self, scratch: BufferPool | None = None, /, **arguments: object) -> Session:
         """Make the handler of a connection; raises whatever the user's code raises."""
         handler = await settle(self._make(**{name: arguments[name] for name in self._names}))
-        return _HandlerSession(handler, arguments["app"])
+        return _HandlerSession(handler, arguments["app"], scratch)
 
 
 class _HandlerSession:
@@ -182,9 +214,10 @@ class _HandlerSession:
 
     hooked = True
 
-    def __init__(self, handler: Any, app: object) -> None:
+    def __init__(self, handler: Any, app: object, scratch: BufferPool | None) -> None:
         self._handler = handler
         self._app = app
+        self._scratch = scratch
         kind: type = type(handler)
         self._hooks = hooks_of(kind)
         self.manual = self._hooks.manual
@@ -194,7 +227,7 @@ class _HandlerSession:
         if self._hooks.by_data:
             await conn.dispatch_all(self._handler.client_message, by_data=True)
         else:
-            await conn.dispatch_all(self._hooks.dispatch(self._handler))
+            await conn.dispatch_all(self._hooks.dispatch(self._handler, self._scratch))
 
     async def close(self) -> None:
         await self._hooks.close(self._handler)
@@ -214,7 +247,7 @@ class FunctionFactory:
         self._function = function
         self._names = choose_parameters(function, _PARAMETERS)
 
-    async def __call__(self, **arguments: object) -> Session:
+    async def __call__(self, scratch: BufferPool | None = None, /, **arguments: object) -> Session:
         """Bind the function to a connection."""
         return _FunctionSession(self._function, {name: arguments[name] for name in self._names})
 

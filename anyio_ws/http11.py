@@ -16,6 +16,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
 
 from .exceptions import HeaderPairs, InvalidRequest, InvalidResponse
+from .framing import Buffers
 
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
 _token = re.compile(TOKEN)
@@ -217,27 +218,30 @@ class _HeadReader:
     :ivar started: whether anything has come
     """
 
-    def __init__(self, max_size: int, max_headers: int) -> None:
+    def __init__(self, max_size: int, max_headers: int, buffers: Buffers | None = None) -> None:
         self.rest = b""
         self.started = False
         self._max_size = max_size
         self._max_headers = max_headers
-        self._buffer = bytearray()
+        self._buffers = buffers
+        self._buffer = bytearray()  # from self._buffers, unless it is empty
+        self._end = 0  # how much of it is filled
+        self._beyond = b""  # what came in one piece with the head's last byte, and is past max_size
         self._line = self._seen = 0  # where the present line begins, and how far it was looked at
         self._fresh = True  # no first line has come yet
         self._pairs: list[tuple[str, str]] = []
 
     def _read_head(self, data: bytes | bytearray | memoryview) -> bool:
         """Add bytes; return whether the head is complete."""
-        self._buffer += data
-        self.started = self.started or bool(self._buffer)
+        self._store(data)
+        self.started = self.started or self._end > 0
         while True:
-            line_feed = self._buffer.find(b"\n", self._seen)
-            stop = line_feed + 1 or len(self._buffer)
+            line_feed = self._buffer.find(b"\n", self._seen, self._end)
+            stop = line_feed + 1 or self._end
             start = max(self._seen - 1, self._line)
-            if _forbidden.search(self._buffer, start, min(stop, self._max_size)):
+            if _forbidden.search(self._buffer, start, stop):
                 raise self._malformed("a control character or a bare line end in the head")
-            if stop > self._max_size:
+            if line_feed < 0 and self._beyond:
                 raise self._too_large()
             self._seen = stop
             if line_feed < 0:
@@ -245,9 +249,31 @@ class _HeadReader:
             line = self._buffer[self._line : line_feed - 1].decode("latin-1")
             self._line = stop
             if not line and not self._fresh:
-                self.rest = bytes(self._buffer[stop:])
+                self.rest = bytes(self._buffer[stop : self._end]) + self._beyond
                 return True
             self._take_line(line)
+
+    def _store(self, data: bytes | bytearray | memoryview) -> None:
+        """Put bytes behind those that are there; no more are kept than the head may have."""
+        room = self._max_size - self._end
+        piece = data[:room]
+        self._beyond += bytes(data[room:])
+        start, self._end = self._end, self._end + len(piece)
+        if self._buffers is None:
+            self._buffer += piece
+            return
+        if self._end > len(self._buffer):
+            larger = self._buffers.take(max(self._end, min(2 * start, self._max_size)))
+            larger[:start] = self._buffer[:start]
+            self._release()
+            self._buffer = larger
+        self._buffer[start : self._end] = piece
+
+    def _release(self) -> None:
+        """Give back what the head is kept in."""
+        if self._buffers is not None and self._buffer:
+            self._buffers.give(self._buffer)
+        self._buffer = bytearray()
 
     def _take_line(self, line: str) -> None:
         if self._fresh:
@@ -280,10 +306,12 @@ class RequestReader(_HeadReader):
 
     :param max_size: bytes of request line and headers, with the empty line
     :param max_headers: how many headers a request may have
+    :param buffers: lends the memory that the head is collected in, until it is complete or refused;
+        ``None`` for fresh memory
     """
 
-    def __init__(self, max_size: int, max_headers: int) -> None:
-        super().__init__(max_size, max_headers)
+    def __init__(self, max_size: int, max_headers: int, buffers: Buffers | None = None) -> None:
+        super().__init__(max_size, max_headers, buffers)
         self._request_line = "", ""
 
     def feed(self, data: bytes | bytearray | memoryview) -> Request | None:
@@ -291,8 +319,13 @@ class RequestReader(_HeadReader):
 
         :raises InvalidRequest: as soon as a byte shows that the request is malformed or too large
         """
-        if not self._read_head(data):
-            return None
+        try:
+            if not self._read_head(data):
+                return None
+        except InvalidRequest:
+            self.close()
+            raise
+        self.close()
         method, target = self._request_line
         headers = Headers._received(self._pairs)
         _check_message(headers)
@@ -304,7 +337,12 @@ class RequestReader(_HeadReader):
 
         :raises InvalidRequest: always
         """
+        self.close()
         raise InvalidRequest(400, "the connection was closed before the request was complete")
+
+    def close(self) -> None:
+        """Give back what a request that will not be completed is kept in; twice does no harm."""
+        self._release()
 
     def _first_line(self, line: str) -> bool:
         if not line and not self._seen > 2:  # one empty line may come first (RFC 9112 §2.2)

@@ -41,6 +41,7 @@ class Inbox:
     :param transport: paused while too much waits
     :param size: bytes that may wait; reading goes on when half of them are gone
     :param control: deals with a control frame, and tells whether the application gets it as well
+    :param forget: called with each message that nobody gets
 
     :ivar ended: nothing more will come
     :ivar busy: a hook is at work
@@ -55,6 +56,7 @@ class Inbox:
         "_control",
         "_discards",
         "_error",
+        "_forget",
         "_hook",
         "_hook_bell",
         "_is_asked",
@@ -71,7 +73,13 @@ class Inbox:
         "resumptions",
     )
 
-    def __init__(self, transport: Transport, size: int, control: Callable[[Message], bool]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        size: int,
+        control: Callable[[Message], bool],
+        forget: Callable[[Message], object],
+    ) -> None:
         self.ended = False
         self.busy = False
         self.resumptions = 0
@@ -79,6 +87,7 @@ class Inbox:
         self._size = size
         self._control = control
         self._discards = False
+        self._forget = forget
         self._queue: deque[Message] = deque()
         self._bytes = 0
         self._poller = current_poller()
@@ -131,8 +140,11 @@ class Inbox:
     def _keep(self, messages: Iterable[Message]) -> None:
         """Keep messages until they are asked for."""
         for message in messages:
-            is_wanted = message.type <= MessageType.BINARY or self._control(message)
-            if is_wanted and not self._discards:
+            if message.type > MessageType.BINARY and not self._control(message):
+                continue
+            if self._discards:
+                self._forget(message)
+            else:
                 self._queue.append(message)
                 self._bytes += len(message.data) + _MESSAGE_COST
 
@@ -188,6 +200,8 @@ class Inbox:
     def discard(self) -> None:
         """Forget what waits and what is still to come: the application wants nothing more."""
         self._discards = True
+        for message in self._queue:
+            self._forget(message)
         self._queue.clear()
         self._bytes = 0
         self.end()

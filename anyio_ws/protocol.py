@@ -23,9 +23,9 @@ from enum import Enum, IntEnum
 from functools import partial
 
 from .deflate import Deflater, Inflater
-from .events import CloseCode, Message, Opcode, build_close, parse_close
+from .events import CloseCode, Message, MessageType, Opcode, build_close, parse_close
 from .exceptions import LocalProtocolError, RemoteProtocolError
-from .framing import Frame, MessageReader, frame, to_bytes
+from .framing import Buffers, Frame, MessageReader, frame, to_bytes
 
 
 class Role(Enum):
@@ -116,6 +116,8 @@ class Protocol:
     :param role: which end this is
     :param max_message_size: bytes of payload above which a received message is refused (1009)
     :param utf8: check received text, and deliver it as ``str``; ``bytes`` otherwise
+    :param buffers: lends storage for messages that do not arrive whole; ``None`` for fresh memory
+    :param view: deliver binary messages as views of that storage, which whoever gets them gives back
 
     :ivar state: where the connection stands; only this class changes it
     :ivar close_code: the code of the first Close that ended the connection, ``None`` before: the
@@ -145,7 +147,15 @@ class Protocol:
         "state",
     )
 
-    def __init__(self, role: Role, *, max_message_size: int, utf8: bool = True) -> None:
+    def __init__(
+        self,
+        role: Role,
+        *,
+        max_message_size: int,
+        utf8: bool = True,
+        buffers: Buffers | None = None,
+        view: bool = False,
+    ) -> None:
         self.role = role
         self.state = State.CONNECTING
         self.close_code: int | None = None
@@ -159,8 +169,14 @@ class Protocol:
         self._fragmenting = False
         self._compressing = False  # the fragmented message that is open
         self._deflater: Deflater | None = None
+        self._reader: MessageReader | None = None  # made when it is known what was negotiated
         self._build_reader = partial(
-            MessageReader, masked=role is Role.SERVER, max_message_size=max_message_size, utf8=utf8
+            MessageReader,
+            masked=role is Role.SERVER,
+            max_message_size=max_message_size,
+            utf8=utf8,
+            buffers=buffers,
+            view=view,
         )
 
     def _move(self, move: Move) -> None:
@@ -192,6 +208,8 @@ class Protocol:
 
     def lost(self) -> None:
         """Note that the connection is gone; without a Close received that is code 1006 (§7.1.5)."""
+        if self._reader is not None:
+            self._reader.close()
         self._move(Move.LOSE)
         self.forget_context()
         if self.close_code is None:
@@ -212,11 +230,14 @@ class Protocol:
             if self.state is State.CONNECTING:
                 self._move(Move.RECEIVE)
             return []
-        messages = self._reader.feed(data)
-        if self._reader.finished and not self.input_ended:
+        reader = self._reader
+        assert reader is not None
+        messages = reader.feed(data)
+        if reader.finished and not self.input_ended:
             self.input_ended = True
-            self.error = self._reader.error
+            self.error = reader.error
             if self.error is None:
+                reader.close()  # a Close inside a fragmented message leaves that unfinished
                 self._receive_close(messages[-1])
         return messages
 
@@ -254,6 +275,14 @@ class Protocol:
         if self._is_plain and type(data) is bytes:
             return frame(_BINARY, data, masking_key=masking_key()) if self._masks else frame(_BINARY, data)
         return self._send_message(Opcode.BINARY, to_bytes(data), compress)
+
+    def send_message(self, type: MessageType, data: memoryview, compress: bool = True) -> bytes:
+        """Frame a text or binary message from its bytes; that text is UTF-8 is up to the caller.
+
+        :param compress: ``False`` to send it uncompressed, whatever was negotiated
+        :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
+        """
+        return self._send_message(Opcode(type), data.tobytes(), compress)
 
     def send_prepared(self, prepared: Frame) -> bytes:
         """Return the bytes of a frame made ahead of time; a client masks it anew.

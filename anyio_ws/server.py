@@ -15,6 +15,7 @@ import ssl
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import anyio
 from anyio.abc import AnyByteStream, ByteStream, SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSStream
 
+from .buffers import BufferPool, BufferStatistics, ConnectionBuffers, MessageStorage, PoolStatistics
 from .config import Config
 from .conn import LINGER, Conn
 from .deadlines import Deadlines
@@ -49,6 +51,36 @@ HttpHandler = Callable[..., "Response | Awaitable[Response | None] | None"]
 _ACCEPT_PAUSE = 0.1  # seconds to wait when the system is short of what a connection needs
 _LINES_PER_SECOND = 10  # about clients that are refused, and as many about those that are lost
 _BAD_STREAM = (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError, OSError)
+
+
+@dataclass(frozen=True)
+class ConnectionStatistics:
+    """The connections of a server.
+
+    :ivar accepted: how many it has accepted since it was made
+    :ivar in_handshake: those that are in their opening handshake now
+    :ivar open: those that are past it, and not gone yet
+    """
+
+    accepted: int
+    in_handshake: int
+    open: int
+
+
+@dataclass(frozen=True)
+class ServerStatistics:
+    """What a server is doing and has done, in one worker process.
+
+    :ivar connections: the connections
+    :ivar handshake: the buffers for requests, ``Config.handshake.count``
+    :ivar buffers: the buffers for messages that do not arrive whole, ``Config.buffers``
+    :ivar scratch: the buffers for scratch memory, ``Config.thread_pool.buffer_size``
+    """
+
+    connections: ConnectionStatistics
+    handshake: PoolStatistics
+    buffers: BufferStatistics
+    scratch: PoolStatistics
 
 
 class Server:
@@ -85,6 +117,18 @@ class Server:
     def addresses(self) -> list[Address]:
         """The bound addresses while the server listens: ``(host, port)``, or the path of a socket."""
         return list(self._listening.addresses) if self._listening else []
+
+    def statistics(self) -> ServerStatistics:
+        """Return what the server is doing now, and has done since it was made."""
+        service, listening = self._service, self._listening
+        links = listening.links if listening is not None else set()
+        opened = sum(link.is_open for link in links)
+        return ServerStatistics(
+            ConnectionStatistics(service.accepted, len(links) - opened, opened),
+            service.request_buffers.statistics(),
+            service.storage.statistics(),
+            service.scratch_buffers.statistics(),
+        )
 
     def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
         """Stop the server: from any task, any thread, or a signal handler; twice does no harm.
@@ -191,6 +235,10 @@ class _Service:
     ) -> None:
         self.config = config
         self.make_session = make_session
+        self.accepted = 0
+        self.request_buffers = BufferPool(config.handshake.count, config.handshake.max_size)
+        self.storage = _build_storage(config)
+        self.scratch_buffers = BufferPool(config.thread_pool.count, config.thread_pool.buffer_size)
         self._http_handler = http_handler
         self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
 
@@ -214,6 +262,12 @@ class _Service:
         offered = (name for name in self.config.subprotocols if name in handshake.subprotocols)
         handshake.select_subprotocol(next(offered, None))
         return handshake
+
+
+def _build_storage(config: Config) -> MessageStorage:
+    buffers = config.buffers
+    large_size = min(buffers.large_size or 2 * buffers.size, config.max_message_size)
+    return MessageStorage(buffers.size, buffers.pool, BufferPool(buffers.large_count, large_size))
 
 
 class _Listening:
@@ -308,6 +362,7 @@ class _Listening:
             await self._wait_for_slot()  # another listener may have been faster
             link = _Link(self, stream)
             self.links.add(link)
+            self.service.accepted += 1
             self.tasks.start_soon(link.run)
 
     async def _wait_for_slot(self) -> None:
@@ -377,6 +432,11 @@ class _Link:
         self._reader: RequestReader | None = None
         self._conn: Conn | None = None
         self._id: int | str = "in its opening handshake"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the opening handshake is done."""
+        return self._conn is not None
 
     def go_away(self, code: int, reason: str) -> None:
         """Send a Close, or refuse the opening handshake, because the server stops."""
@@ -460,17 +520,21 @@ class _Link:
         config, service, listening = self._config, self._listening.service, self._listening
         self._transport = transport = await self._make_transport()
         transport.start()
-        self._reader = reader = RequestReader(config.handshake.max_size, config.handshake.max_headers)
-        request = await receive_head(transport, reader)
+        limits = config.handshake
+        self._reader = reader = RequestReader(limits.max_size, limits.max_headers, service.request_buffers)
+        try:
+            request = await receive_head(transport, reader)
+        finally:
+            reader.close()
         request.remote_address = transport.remote_address
         response = await self._users(service.answer_http(request, listening.app))
         if response is not None:
             raise _Answered(build_response(response, date=formatdate(usegmt=True)))
         handshake = service.check(request)
-        conn = Conn(Role.SERVER, transport, listening.deadlines, config)
+        conn = Conn(Role.SERVER, transport, listening.deadlines, config, ConnectionBuffers(service.storage))
         self._id = conn.id
         session: Session = await self._users(
-            service.make_session(handshake=handshake, conn=conn, app=listening.app)
+            service.make_session(service.scratch_buffers, handshake=handshake, conn=conn, app=listening.app)
         )
         compression, answer = negotiate(handshake.extensions, config.compression) or (None, "")
         try:
@@ -555,6 +619,7 @@ class _Link:
             conn.go_away(CloseCode.NORMAL_CLOSURE, "")
             with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
                 await conn.wait_gone()
+            conn.discard_messages()
             with self._closing:
                 await session.close()
 

@@ -24,7 +24,13 @@ from anyio.abc import ByteStream, TaskGroup
 
 from anyio_ws import ClientConfig, Config, Conn, Server, connect
 from anyio_ws.handler import FunctionFactory
-from anyio_ws.testing import MemoryListener, VirtualClockLoop, memory_stream_pair, virtual_clock
+from anyio_ws.testing import (
+    MemoryListener,
+    MemoryStream,
+    VirtualClockLoop,
+    memory_stream_pair,
+    virtual_clock,
+)
 from anyio_ws.testing import settle as settle
 
 from .frames import WireFrame, build_frame, parse_frames
@@ -300,18 +306,41 @@ class Serving(NamedTuple):
         return peer
 
 
+class _ListenerWithMemory(MemoryListener):
+    """A listener that knows the ends of those who have connected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clients: list[MemoryStream] = []
+
+    def connect(self, capacity: float = float("inf")) -> MemoryStream:
+        self.clients.append(super().connect(capacity))
+        return self.clients[-1]
+
+
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Callable[..., Any], app: object = None, config: Config | None = None, **options: Any
+    handler: Callable[..., Any],
+    app: object = None,
+    config: Config | None = None,
+    *,
+    leave: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Serving]:
-    """Serve in memory during a block; the server is stopped at its end, and must then be gone."""
+    """Serve in memory during a block; the server is stopped at its end, and must then be gone.
+
+    :param leave: have all peers gone first, so that the server waits for none of them
+    """
     server = Server(handler, config, **options)
-    listener = MemoryListener()
+    listener = _ListenerWithMemory()
     async with no_hang(), anyio.create_task_group() as tasks:
         await tasks.start(partial(server.listen, app, listeners=[listener]))
         try:
             yield Serving(server, listener, tasks)
         finally:
+            for client in listener.clients if leave else []:
+                with anyio.CancelScope(shield=True):
+                    await client.aclose()
             server.stop()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import socket
 import ssl
 from contextlib import AsyncExitStack
@@ -20,12 +21,15 @@ import pytest
 import trustme
 
 from anyio_ws import (
+    BuffersConfig,
     ClientConfig,
     Compression,
     Config,
     ConnectionBroken,
     HandshakeConfig,
     Server,
+    ThreadPoolConfig,
+    buffer_provider,
     connect,
     testing,
 )
@@ -50,6 +54,8 @@ from .support import (
 no_surprises = support.no_surprises
 pytestmark = pytest.mark.usefixtures("no_surprises")
 
+PREFIXES = {HandshakeConfig: "handshake.", BuffersConfig: "buffers.", ThreadPoolConfig: "thread_pool."}
+KINDS: list[type[Any]] = [Config, ClientConfig, *PREFIXES]
 BOTH = pytest.mark.parametrize("kind", [Config, ClientConfig])
 AnyConfig = type[Config] | type[ClientConfig]
 
@@ -63,6 +69,7 @@ SHARED = {
     "write_timeout": 20.0,
     "inbox_size": 65_536,
     "outbox_size": 65_536,
+    "message_view": False,
     "subprotocols": (),
     "compression": Compression(
         server_max_window_bits=12,
@@ -83,7 +90,10 @@ SERVER = {
     "backlog": 2_048,
     "max_conn": 16_384,
     "max_message_size": 65_536,
-    "handshake": HandshakeConfig(timeout=10.0, max_size=8_192, max_headers=100),
+    "handshake": HandshakeConfig(timeout=10.0, max_size=8_192, max_headers=100, count=32),
+    "buffers": BuffersConfig(pool=None, size=2_048, large_count=8, large_size=None),
+    "blocking": False,
+    "thread_pool": ThreadPoolConfig(count=4, backlog=500, buffer_size=32_768),
     "shutdown_timeout": 10.0,
     "origins": None,
     "tls": None,
@@ -91,6 +101,7 @@ SERVER = {
 CLIENT = {
     "max_size": 65_536,
     "buffer_size": 4_096,
+    "buffer_provider": None,
     "handle_ping": False,
     "handle_pong": False,
     "handle_close": False,
@@ -106,7 +117,7 @@ def test_config_defaults_are_those_of_the_contract(kind: AnyConfig, expected: di
         assert getattr(kind(), name) == value, name
 
 
-@pytest.mark.parametrize("kind", [Config, ClientConfig, HandshakeConfig])
+@pytest.mark.parametrize("kind", KINDS)
 def test_config_defaults_are_finite(kind: type[Any]) -> None:
     """No limit and no wait is infinite unless somebody says so."""
     for field in dataclasses.fields(kind):
@@ -114,7 +125,7 @@ def test_config_defaults_are_finite(kind: type[Any]) -> None:
         assert not isinstance(value, float) or value < math.inf, field.name
 
 
-@pytest.mark.parametrize("config", [Config(), ClientConfig(), HandshakeConfig()])
+@pytest.mark.parametrize("config", [kind() for kind in KINDS])
 def test_config_is_frozen(config: Any) -> None:
     """A configuration that is in use cannot be changed under the connections that use it."""
     for field in dataclasses.fields(config):
@@ -122,14 +133,14 @@ def test_config_is_frozen(config: Any) -> None:
             setattr(config, field.name, getattr(config, field.name))
 
 
-@pytest.mark.parametrize("kind", [Config, ClientConfig, HandshakeConfig])
+@pytest.mark.parametrize("kind", KINDS)
 def test_config_has_no_field_of_another_name(kind: type[Any]) -> None:
     """A misspelt field is an error where the configuration is made."""
     with pytest.raises(TypeError, match="max_mesage_size"):
         kind(max_mesage_size=1)
 
 
-@pytest.mark.parametrize("kind", [Config, ClientConfig, HandshakeConfig])
+@pytest.mark.parametrize("kind", KINDS)
 def test_config_takes_no_positional_arguments(kind: type[Any]) -> None:
     """A value without a name is an error: nobody could read what it is."""
     with pytest.raises(TypeError):
@@ -178,13 +189,16 @@ def test_config_refuses_to_wait_forever(kind: type[Any], name: str) -> None:
     [
         *((kind, name) for kind in (Config, ClientConfig) for name in ("inbox_size", "outbox_size")),
         *((Config, name) for name in ("port", "backlog", "max_conn", "max_message_size")),
-        *((HandshakeConfig, name) for name in ("max_size", "max_headers")),
+        *((HandshakeConfig, name) for name in ("max_size", "max_headers", "count")),
+        *((BuffersConfig, name) for name in ("size", "large_count")),
+        *((ThreadPoolConfig, name) for name in ("count", "backlog", "buffer_size")),
         *((ClientConfig, name) for name in ("max_size", "buffer_size")),
     ],
 )
 def test_config_refuses_numbers_that_are_none(kind: type[Any], name: str, value: Any) -> None:
     """A size is a whole number; the error names the field, says the bounds, and shows the value."""
-    with pytest.raises(ValueError, match=rf"^(handshake\.)?{name}: a whole number .* not {value!r}$"):
+    prefix = re.escape(PREFIXES.get(kind, ""))
+    with pytest.raises(ValueError, match=rf"^{prefix}{name}: a whole number .* not {value!r}$"):
         kind(**{name: value})
 
 
@@ -199,6 +213,14 @@ def test_config_refuses_numbers_that_are_none(kind: type[Any], name: str, value:
         (Config, "max_message_size", 1, None),
         (HandshakeConfig, "max_size", 128, None),
         (HandshakeConfig, "max_headers", 5, None),
+        (HandshakeConfig, "count", 0, None),
+        (BuffersConfig, "pool", 1, None),
+        (BuffersConfig, "size", 1, None),
+        (BuffersConfig, "large_count", 0, None),
+        (BuffersConfig, "large_size", 2_048, None),
+        (ThreadPoolConfig, "count", 1, None),
+        (ThreadPoolConfig, "backlog", 1, None),
+        (ThreadPoolConfig, "buffer_size", 1, None),
         (ClientConfig, "max_size", 1, None),
         (ClientConfig, "buffer_size", 256, None),
     ],
@@ -275,6 +297,37 @@ def test_config_refuses_a_handshake_that_is_no_handshake_config(value: Any) -> N
     """The limits on the opening handshake have a class of their own."""
     with pytest.raises(ValueError, match=r"^handshake: a HandshakeConfig is needed"):
         Config(handshake=value)
+
+
+@pytest.mark.parametrize("value", [None, {}, HandshakeConfig(), 10])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("buffers", "BuffersConfig"), ("thread_pool", "ThreadPoolConfig")]
+)
+def test_config_refuses_nested_settings_of_another_class(name: str, kind: str, value: Any) -> None:
+    """The settings of the buffers and of the threads have classes of their own as well."""
+    with pytest.raises(ValueError, match=rf"^{name}: a {kind} is needed"):
+        Config(**{name: value})
+
+
+def test_buffers_config_refuses_large_buffers_that_are_smaller() -> None:
+    """A larger buffer that is smaller would never be used."""
+    with pytest.raises(ValueError, match=r"^buffers.large_size: .* at least 4096 is needed, not 4095$"):
+        BuffersConfig(size=4_096, large_size=4_095)
+
+
+@pytest.mark.parametrize("value", [0, 1, "pool", object()])
+def test_client_config_refuses_a_buffer_provider_that_is_none(value: Any) -> None:
+    """A provider is what ``buffer_provider()`` makes."""
+    with pytest.raises(ValueError, match=r"^buffer_provider: what buffer_provider\(\) makes"):
+        ClientConfig(buffer_provider=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "1"])
+@pytest.mark.parametrize("name", ["count", "size"])
+def test_buffer_provider_refuses_numbers_that_are_none(name: str, value: Any) -> None:
+    """The error names the argument where the provider is made."""
+    with pytest.raises(ValueError, match=rf"^{name}: a whole number of at least 1 is needed"):
+        buffer_provider(**{"count": 1, "size": 1, name: value})
 
 
 @pytest.mark.parametrize(
@@ -355,6 +408,16 @@ def test_client_config_refuses_switches_that_are_no_bool(name: str, value: Any) 
     """A switch is ``True`` or ``False``; the text ``"no"`` would be taken for yes."""
     with pytest.raises(ValueError, match=rf"^{name}: "):
         ClientConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Config, "blocking"), (Config, "message_view"), (ClientConfig, "message_view")]
+)
+@pytest.mark.parametrize("value", [None, 1, "no"])
+def test_config_refuses_switches_that_are_no_bool(kind: AnyConfig, name: str, value: Any) -> None:
+    """So it is with the switches of both ends, and of a server."""
+    with pytest.raises(ValueError, match=rf"^{name}: True or False is needed"):
+        kind(**{name: value})
 
 
 # --- what each field does -----------------------------------------------------------------------------

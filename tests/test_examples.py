@@ -114,6 +114,7 @@ async def _started(example: Loaded, *, task_status: Any) -> None:
 def test_public_names_are_frozen() -> None:
     """The public names are these, fewer than forty; a new one needs a sentence of why in the changelog."""
     assert anyio_ws.__all__ == [
+        "BuffersConfig",
         "Client",
         "ClientConfig",
         "CloseCode",
@@ -141,10 +142,13 @@ def test_public_names_are_frozen() -> None:
         "Request",
         "Response",
         "Role",
+        "Scratch",
         "Server",
         "State",
+        "ThreadPoolConfig",
         "WebSocketError",
         "__version__",
+        "buffer_provider",
         "connect",
         "frame_bin",
         "frame_text",

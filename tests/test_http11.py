@@ -103,9 +103,41 @@ def read_request(
 ) -> Read | Refused | None:
     """Give the pieces to a reader, one after the other, and the request to a further check.
 
+    The reader collects them in memory of its own, and another one in memory that is lent to it; that
+    makes no difference, and what was lent comes back when nothing is waited for any more.
+
     :return: what became of it; ``None`` when the reader waits for more
     """
-    reader = RequestReader(max_size, max_headers)
+    result = _read_request(RequestReader(max_size, max_headers), pieces, then)
+    lender = Lender()
+    reader = RequestReader(max_size, max_headers, lender)
+    assert repr(_read_request(reader, pieces, then)) == repr(result)
+    assert max(lender.sizes, default=0) <= max_size
+    if result is None:
+        reader.close()
+    assert lender.lent == []
+    return result
+
+
+class Lender:
+    """Lends buffers that are full of line ends, somewhat larger than asked for, and wants them back."""
+
+    def __init__(self) -> None:
+        self.lent: list[bytearray] = []
+        self.sizes: list[int] = []
+
+    def take(self, size: int) -> bytearray:
+        self.sizes.append(size)
+        self.lent.append(bytearray(b"\r\n\r\n" * (size // 4 + 2)))
+        return self.lent[-1]
+
+    def give(self, buffer: bytearray) -> None:
+        self.lent = [each for each in self.lent if each is not buffer]
+
+
+def _read_request(
+    reader: RequestReader, pieces: list[bytes], then: Callable[[Request], object]
+) -> Read | Refused | None:
     try:
         for number, piece in enumerate(pieces, 1):
             request = reader.feed(piece)
@@ -115,6 +147,17 @@ def read_request(
     except InvalidRequest as exc:
         return Refused(exc.status, exc.detail, exc.headers)
     return None
+
+
+def test_request_reader_gives_back_what_was_lent_when_the_stream_ends() -> None:
+    """A request that will never be complete holds nothing."""
+    lender = Lender()
+    reader = RequestReader(MAX_SIZE, MAX_HEADERS, lender)
+    reader.feed(b"GET / HTTP/1.1\r\n")
+    assert len(lender.lent) == 1
+    with pytest.raises(InvalidRequest):
+        reader.feed_eof()
+    assert lender.lent == []
 
 
 def read_response(pieces: list[bytes], *, end: bool = True, **limits: Any) -> Answer | str | None:

@@ -251,6 +251,9 @@ class Sender(NamedTuple):
 SENDERS = {
     "send_text": Sender(lambda p: p.send_text("é€"), Opcode.TEXT, "é€".encode()),
     "send_bin": Sender(lambda p: p.send_bin(b"\x00\xff"), Opcode.BINARY, b"\x00\xff"),
+    "send_message": Sender(
+        lambda p: p.send_message(MessageType.TEXT, memoryview(b"text")), Opcode.TEXT, b"text"
+    ),
     "send_prepared text": Sender(lambda p: p.send_prepared(frame_text("é€")), Opcode.TEXT, "é€".encode()),
     "send_prepared binary": Sender(lambda p: p.send_prepared(frame_bin(b"\xfe")), Opcode.BINARY, b"\xfe"),
     "send_frame text": Sender(lambda p: p.send_frame(1, b"text"), Opcode.TEXT, b"text"),
@@ -1334,6 +1337,45 @@ def test_lost_without_a_close_received_is_1006(
         protocol.lost()
         assert report(protocol) == expected
     assert protocol.fail(1011) == b""
+
+
+class Lender:
+    """Lends storage and knows what has not come back."""
+
+    def __init__(self) -> None:
+        self.lent: list[bytearray] = []
+
+    def take(self, size: int) -> bytearray:
+        self.lent.append(bytearray(size))
+        return self.lent[-1]
+
+    def give(self, buffer: bytearray) -> None:
+        self.lent = [each for each in self.lent if each is not buffer]
+
+
+@pytest.mark.parametrize("end", [Protocol.lost, lambda protocol: hear(protocol, Opcode.CLOSE)])
+def test_storage_of_an_unfinished_message_is_given_back_at_the_end(
+    role: Role, end: Callable[[Protocol], object]
+) -> None:
+    """What the machine's reader had borrowed comes back with the peer's Close, or when all is lost."""
+    lender = Lender()
+    protocol = Protocol(role, max_message_size=1000, buffers=lender)
+    protocol.opened()
+    assert hear(protocol, Opcode.TEXT, b"unfinished", fin=False) == []
+    assert len(lender.lent) == 1
+    end(protocol)
+    assert lender.lent == []
+
+
+def test_views_are_delivered_where_they_are_asked_for(role: Role) -> None:
+    """With ``view`` a binary message is a view of borrowed storage, and whoever has it gives that back."""
+    lender = Lender()
+    protocol = Protocol(role, max_message_size=1000, buffers=lender, view=True)
+    protocol.opened()
+    (message,) = hear(protocol, Opcode.BINARY, b"data")
+    assert isinstance(message.data, memoryview)
+    assert bytes(message.data) == b"data"
+    assert message.data.obj is lender.lent[0]
 
 
 def test_new_machine_reports_nothing(role: Role) -> None:
