@@ -18,7 +18,6 @@ from .exceptions import (
     ConnectionClosed,
     HandshakeError,
     HandshakeRejected,
-    InvalidRequest,
     InvalidResponse,
     LocalProtocolError,
     Reject,
@@ -28,7 +27,7 @@ from .exceptions import (
 from .framing import Frame, frame_bin, frame_text
 from .handshake import Handshake
 from .http11 import Headers, Request, Response
-from .protocol import Role, State
+from .protocol import State
 from .scratch import Scratch
 from .server import Server, serve
 from .workers import run
@@ -51,7 +50,6 @@ __all__ = [
     "HandshakeError",
     "HandshakeRejected",
     "Headers",
-    "InvalidRequest",
     "InvalidResponse",
     "LocalProtocolError",
     "Message",
@@ -61,7 +59,6 @@ __all__ = [
     "RemoteProtocolError",
     "Request",
     "Response",
-    "Role",
     "Scratch",
     "Server",
     "State",

@@ -24,11 +24,11 @@ from anyio_ws import (
     Reject,
     Request,
     Response,
-    Role,
     Server,
     connect,
     serve,
 )
+from anyio_ws.protocol import Role
 
 from .neighbours import (
     HERE,
