@@ -146,6 +146,7 @@ def test_public_names_are_frozen() -> None:
         "ThreadPoolConfig",
         "WebSocketError",
         "__version__",
+        "broadcast",
         "buffer_provider",
         "connect",
         "frame_bin",
