@@ -40,6 +40,7 @@ from .poller import current_poller
 from .protocol import Role, State
 from .sockets import ConnectedSocket, connect_tcp, connect_unix
 from .tasks import background
+from .tls import over_socket
 from .transport import Spawn, StreamTransport, Transport, receive_head
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]] | str
@@ -78,24 +79,17 @@ class Client(Conn):
             with scope:
                 await deadlines.run()
 
-        opened = await _open(host, port, unix_path, config)
         spawn = current_poller().spawn
+        stream = await _open_stream(host, port, unix_path)
+        transport = await _make_transport(stream, host, config, deadlines, spawn)
         spawn(run_deadlines)
-        client = cls._over(opened, spawn, deadlines, config)
+        client = cls._over(transport, deadlines, config)
         client._stop_deadlines = scope.cancel
         client._authority = build_authority(host, port, bool(config.tls))
         return client
 
     @classmethod
-    def _over(
-        cls, opened: ConnectedSocket | ByteStream, spawn: Spawn, deadlines: Deadlines, config: ClientConfig
-    ) -> Client:
-        size, timeout = config.outbox_size, config.write_timeout
-        transport: Transport
-        if isinstance(opened, ConnectedSocket):
-            transport = opened.adopt(deadlines, outbox_size=size, write_timeout=timeout)
-        else:
-            transport = StreamTransport(opened, spawn, outbox_size=size, write_timeout=timeout)
+    def _over(cls, transport: Transport, deadlines: Deadlines, config: ClientConfig) -> Client:
         storage = MessageStorage(config.buffer_size, None, config.buffer_provider or BufferPool(0, 0))
         client = cls(Role.CLIENT, transport, deadlines, config, ConnectionBuffers(storage))
         client._storage = storage
@@ -280,11 +274,9 @@ async def connect(
         deadlines = Deadlines()
         tasks.start_soon(deadlines.run)
         with anyio.fail_after(timeout):
-            if stream is None:
-                opened = await _open(parts.host, parts.port, unix_path, config)
-            else:
-                opened = await _secure(stream, parts.host, config)
-            client = Client._over(opened, tasks.start_soon, deadlines, config)
+            opened = stream or await _open_stream(parts.host, parts.port, unix_path)
+            transport = await _make_transport(opened, parts.host, config, deadlines, tasks.start_soon)
+            client = Client._over(transport, deadlines, config)
             client._authority = parts.authority
             await client.handshake(
                 parts.target, timeout=timeout, headers=headers, subprotocols=subprotocols, origin=origin
@@ -297,29 +289,40 @@ async def connect(
         await client._leave_block(None)
 
 
-async def _open(
-    host: str, port: int, unix_path: str | Path | None, config: ClientConfig
-) -> ConnectedSocket | ByteStream:
-    """Open a TCP connection or a Unix socket, with TLS if the configuration says so.
+async def _open_stream(host: str, port: int, unix_path: str | Path | None) -> ConnectedSocket | ByteStream:
+    """Open a TCP connection or a Unix socket: a plain socket where the event loop can watch it.
 
-    :raises OSError: when the connection cannot be made, or TLS cannot be agreed on
+    :raises OSError: when the connection cannot be made
     """
-    if current_poller().watches_sockets and not config.tls:
+    if current_poller().watches_sockets:
         return await (connect_tcp(host, port) if unix_path is None else connect_unix(unix_path))
     if unix_path is not None:
-        return await _secure(await anyio.connect_unix(unix_path), host, config)
-    return await _secure(await anyio.connect_tcp(host, port), host, config)
+        return await anyio.connect_unix(unix_path)
+    return await anyio.connect_tcp(host, port)
 
 
-async def _secure(stream: ByteStream, host: str, config: ClientConfig) -> ByteStream:
-    """Do the TLS handshake if the configuration says so; the stream is closed when it fails.
+async def _make_transport(
+    opened: ConnectedSocket | ByteStream, host: str, config: ClientConfig, deadlines: Deadlines, spawn: Spawn
+) -> Transport:
+    """Make the transport, and do the TLS handshake if the configuration says so.
 
-    :raises OSError: when TLS cannot be agreed on, or the certificate is not good
+    :raises OSError: when TLS cannot be agreed on, or the certificate is not good; what was opened is
+        closed then
     """
-    if not config.tls:
-        return stream
+    size, timeout = config.outbox_size, config.write_timeout
+    context = _context(config) if config.tls else None
+    if isinstance(opened, ConnectedSocket):
+        return await over_socket(
+            opened, deadlines, context, hostname=host, outbox_size=size, write_timeout=timeout
+        )
+    if context is not None:
+        opened = await _secure(opened, host, context)
+    return StreamTransport(opened, spawn, outbox_size=size, write_timeout=timeout)
+
+
+async def _secure(stream: ByteStream, host: str, context: ssl.SSLContext) -> ByteStream:
+    """Do the TLS handshake; the stream is closed when it fails."""
     try:
-        context = config.tls if isinstance(config.tls, ssl.SSLContext) else _context(config.ca_bundle)
         return await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
     except BaseException as exc:
         await anyio.aclose_forcefully(stream)
@@ -328,8 +331,11 @@ async def _secure(stream: ByteStream, host: str, config: ClientConfig) -> ByteSt
         raise
 
 
-def _context(ca_bundle: str | Path | bytes | ssl.SSLContext | None) -> ssl.SSLContext:
+def _context(config: ClientConfig) -> ssl.SSLContext:
     """Return a context that verifies certificates, with the system's or with given authorities."""
+    ca_bundle = config.ca_bundle
+    if isinstance(config.tls, ssl.SSLContext):
+        return config.tls
     if ca_bundle is None:
         return _default_context()
     if isinstance(ca_bundle, ssl.SSLContext):

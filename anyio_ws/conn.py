@@ -31,6 +31,7 @@ from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame
 from .from_thread import FromThread
 from .inbox import Hook, Inbox
+from .poller import current_poller
 from .protocol import Move, Protocol, Role, State
 from .transport import Address, Transport
 from .views import Views
@@ -105,6 +106,7 @@ class Conn(ObjectStream["str | bytes"]):
         # Pings.
         self._pings: dict[bytes, _SentPing] = {}
         self._latency: float | None = None
+        self._clock = current_poller().time
         self._reads = 0
         self._next_ping: Deadline | None = None
         self._checks: list[Deadline] = []  # whether each keepalive Ping was followed by anything
@@ -308,7 +310,7 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if self._transport.full:
             await self._wait_for_room()
-        payload, ping = os.urandom(8), _SentPing()
+        payload, ping = os.urandom(8), _SentPing(self._clock)
         self._hand_over(self._protocol.send_ping, payload)
         self._pings[payload] = ping
         try:
@@ -680,7 +682,7 @@ class Conn(ObjectStream["str | bytes"]):
                 if earlier == data:
                     break
         elif data and data == payload:
-            self._latency = anyio.current_time() - sent
+            self._latency = self._clock() - sent
             self._keepalive_ping = b"", 0.0
 
     def _pong(self, data: bytes) -> None:
@@ -730,7 +732,7 @@ class Conn(ObjectStream["str | bytes"]):
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
         if not self._protocol.can(Move.SEND) or interval is None:
             return
-        self._keepalive_ping = os.urandom(4), anyio.current_time()
+        self._keepalive_ping = os.urandom(4), self._clock()
         self._transport.write(self._protocol.send_ping(self._keepalive_ping[0]))
         heard = self._reads + self._inbox.resumptions
         self._checks.append(self._deadlines.call_later(timeout, partial(self._check_keepalive, heard)))
@@ -752,14 +754,15 @@ class Conn(ObjectStream["str | bytes"]):
 class _SentPing:
     """A Ping whose Pong is waited for."""
 
-    __slots__ = ("_sent", "answered", "latency")
+    __slots__ = ("_clock", "_sent", "answered", "latency")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.answered = anyio.Event()
         self.latency = 0.0
-        self._sent = anyio.current_time()
+        self._clock = clock
+        self._sent = clock()
 
     def answer(self) -> None:
         """Note that the Pong has come, or never will."""
-        self.latency = anyio.current_time() - self._sent
+        self.latency = self._clock() - self._sent
         self.answered.set()

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import selectors
 import sys
+import time
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
@@ -57,12 +58,14 @@ class Poller(Protocol):
     :ivar buffer: what all sockets receive into, one at a time; valid until the event loop runs again
     :ivar watches_sockets: whether it can watch sockets; not every event loop can
     :ivar steps: whether :meth:`run_as` takes the identity of the task, so that coroutines may be stepped
+    :ivar time: the clock, in seconds; that of the event loop where it is fine enough
     :ivar corked: whether what is written is gathered; those who have something are in ``waiting``
     """
 
     buffer: memoryview
     watches_sockets: bool
     steps: bool
+    time: Callable[[], float]
     corked: bool
     waiting: list[Corked]
 
@@ -158,6 +161,9 @@ class _AsyncioPoller(_Corking):
         self._loop = loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.watches_sockets = _can_add_reader(loop)
+        # uvloop's own clock stands still while the loop runs.
+        is_fine = isinstance(loop, asyncio.BaseEventLoop)
+        self.time: Callable[[], float] = loop.time if is_fine else time.monotonic
         self.call_soon: Callable[[Callback], Any] = loop.call_soon
         self.watch_readable: Callable[[int, Callback], Any] = loop.add_reader
         self.unwatch_readable: Callable[[int], Any] = loop.remove_reader
@@ -247,6 +253,7 @@ class _TrioPoller(_Corking):
         self._trio: Any = trio.lowlevel
         self._new_scope: Callable[[], Any] = trio.CancelScope
         self._token = trio.lowlevel.current_trio_token()
+        self.time: Callable[[], float] = trio.current_time
         self.watches_sockets = hasattr(selectors.DefaultSelector, "fileno")
         self._sockets = 0
         self._selector: Any = None

@@ -39,6 +39,7 @@ from .poller import current_poller
 from .protocol import Role
 from .sockets import ConnectedSocket, SocketListener
 from .throttle import Throttle
+from .tls import over_socket
 from .transport import Address, Farewell, StreamTransport, Transport, address_of, receive_head
 
 if sys.version_info < (3, 11):
@@ -559,16 +560,19 @@ class _Link:
         return session
 
     async def _make_transport(self) -> Transport:
-        config, listening = self._config, self._listening
+        config, deadlines = self._config, self._listening.deadlines
         size, timeout = config.outbox_size, config.write_timeout
         if isinstance(self._accepted, ConnectedSocket):
-            return self._accepted.adopt(listening.deadlines, outbox_size=size, write_timeout=timeout)
+            return await over_socket(
+                self._accepted, deadlines, config.tls, outbox_size=size, write_timeout=timeout
+            )
         stream: ByteStream = self._accepted
         if config.tls is not None:
             stream = await TLSStream.wrap(
                 stream, server_side=True, ssl_context=config.tls, standard_compatible=False
             )
-        return StreamTransport(stream, listening.tasks.start_soon, outbox_size=size, write_timeout=timeout)
+        spawn = self._listening.tasks.start_soon
+        return StreamTransport(stream, spawn, outbox_size=size, write_timeout=timeout)
 
     async def _users(self, call: Awaitable[Any]) -> Any:
         """Wait for the user's code; its refusal or its failure is an answer."""
@@ -650,17 +654,16 @@ async def _bind(config: Config) -> list[Acceptor]:
     if config.unix_path is not None:
         clear_unix_path(Path(config.unix_path))
         listener = await anyio.create_unix_listener(config.unix_path, backlog=config.backlog)
-        return [_directly(listener, config)]
+        return [_directly(listener)]
     multi = await anyio.create_tcp_listener(
         local_host=config.address, local_port=config.port, backlog=config.backlog
     )
-    return [_directly(listener, config) for listener in multi.listeners]
+    return [_directly(listener) for listener in multi.listeners]
 
 
-def _directly(listener: Any, config: Config) -> Acceptor:
+def _directly(listener: Any) -> Acceptor:
     """Accept plain sockets from a listener where the event loop can watch them."""
-    direct = current_poller().watches_sockets and config.tls is None
-    acceptor: Acceptor = SocketListener(listener) if direct else listener
+    acceptor: Acceptor = SocketListener(listener) if current_poller().watches_sockets else listener
     return acceptor
 
 

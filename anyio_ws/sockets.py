@@ -41,14 +41,54 @@ _TCP = (socket.AF_INET, socket.AF_INET6)
 _RETRY = (BlockingIOError, InterruptedError)
 
 
+class ConnectedSocket:
+    """A connected socket, made ready for a transport; who has no transport for it must close it.
+
+    :param sock: the socket; it is made non-blocking
+    :param remote_address: where the peer is, if that is known
+    """
+
+    __slots__ = ("_remote_address", "socket")
+
+    def __init__(self, sock: socket.socket, remote_address: object = None) -> None:
+        self.socket = sock
+        self._remote_address = remote_address
+        sock.setblocking(False)
+        if sock.family in _TCP:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def remote_address(self) -> Address:
+        """Where the peer is, ``""`` of a socket whose peer has gone or has no address."""
+        if self._remote_address is None:
+            self._remote_address = _ask(self.socket.getpeername)
+        return address_of(self._remote_address)
+
+    @property
+    def local_address(self) -> Address:
+        """Where this end is, in the same forms."""
+        return address_of(_ask(self.socket.getsockname))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+def _ask(get_name: Callable[[], Any]) -> Any:
+    """Return an address, ``""`` of a socket whose peer has gone."""
+    try:
+        return get_name()
+    except OSError:
+        return ""
+
+
 class SocketTransport:
     """A transport over a connected socket.
 
-    :param sock: a non-blocking stream socket; the transport closes it at the end, in every case
+    :param connected: the socket; the transport closes it at the end, in every case
     :param deadlines: the clock
     :param outbox_size: bytes above which :attr:`full` is true
     :param write_timeout: seconds in which the peer must take 64 KiB of what waits
-    :param remote_address: where the peer is, if that is known
 
     :ivar buffered: bytes handed over and not yet sent
     """
@@ -57,20 +97,20 @@ class SocketTransport:
 
     def __init__(
         self,
-        sock: socket.socket,
+        connected: ConnectedSocket,
         deadlines: Deadlines,
         *,
         outbox_size: int,
         write_timeout: float,
-        remote_address: Any = None,
     ) -> None:
         self.receiver: Receiver | None = None
         self.buffered = 0
         self.full = False
         self.reading = False
         self.ended = False
-        self._socket = sock
-        self._fd = sock.fileno()
+        self._connected = connected
+        self._socket = connected.socket
+        self._fd = connected.socket.fileno()
         self._poller = current_poller()
         self._poller.begin()
         self._deadlines = deadlines
@@ -88,8 +128,7 @@ class SocketTransport:
         self._all_sent = False
         self._eof = False
         self._discarded = 0
-        self._remote_address: Any = remote_address
-        self._local_address: Any = None
+        self._addresses: tuple[Address, Address] | None = None  # of a socket that is closed
 
     def start(self) -> None:
         """Do nothing: reading begins with :meth:`resume`, when there is a receiver."""
@@ -124,16 +163,19 @@ class SocketTransport:
             self._close(exc)
             return
         if not size:
-            self._end_of_stream()
+            self._unwatch_readable()
+            self._eof = True
+            self._take_eof()
         elif self._finishing:
             self._discard(size)
         else:
-            assert self.receiver is not None
-            self.receiver.data_received(buffer[:size])
+            self._take(buffer[:size])
 
-    def _end_of_stream(self) -> None:
-        self._unwatch_readable()
-        self._eof = True
+    def _take(self, data: memoryview) -> None:
+        assert self.receiver is not None
+        self.receiver.data_received(data)
+
+    def _take_eof(self) -> None:
         if not self._finishing:
             assert self.receiver is not None
             self.receiver.eof_received()
@@ -209,6 +251,14 @@ class SocketTransport:
             self._set_deadline()
             self._poller.watch_writable(self._fd, self._writable)
 
+    def _send_behind(self, data: bytes) -> None:
+        """Send bytes behind what the kernel did not take."""
+        if self._rest:
+            self._rest = b"".join((self._rest, data))
+            self.buffered += len(data)
+        else:
+            SocketTransport._send(self, data)
+
     def _writable(self) -> None:
         """Go on with sending; called whenever the kernel has room."""
         try:
@@ -274,9 +324,9 @@ class SocketTransport:
                 size = self._socket.recv_into(self._poller.buffer)
             except OSError:
                 break
-            if not size or self.receiver is None:
+            if not size:
                 break
-            self.receiver.data_received(self._poller.buffer[:size])
+            self._take(self._poller.buffer[:size])
         self._close()
 
     def _drop_outbox(self) -> None:
@@ -318,7 +368,7 @@ class SocketTransport:
         if self.reading:
             self.reading = False
             self._unwatch_readable()
-        _ = self.remote_address, self.local_address  # a closed socket does not know them
+        self._addresses = self.remote_address, self.local_address
         self._socket.close()
         self._poller.end()
         self._poller.call_soon(self._tell_lost)
@@ -332,16 +382,12 @@ class SocketTransport:
     @property
     def remote_address(self) -> Address:
         """Where the peer is: ``(host, port)``, the path of a Unix socket, or ``""``."""
-        if self._remote_address is None:
-            self._remote_address = _ask(self._socket.getpeername)
-        return address_of(self._remote_address)
+        return self._connected.remote_address if self._addresses is None else self._addresses[0]
 
     @property
     def local_address(self) -> Address:
         """Where this end is, in the same forms."""
-        if self._local_address is None:
-            self._local_address = _ask(self._socket.getsockname)
-        return address_of(self._local_address)
+        return self._connected.local_address if self._addresses is None else self._addresses[1]
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -366,53 +412,11 @@ class SocketTransport:
         return default if get is None else get()
 
 
-def _ask(get_name: Callable[[], Any]) -> Any:
-    """Return an address, ``""`` of a socket whose peer has gone."""
-    try:
-        return get_name()
-    except OSError:
-        return ""
-
-
 def _port_of(address: tuple[str, int]) -> int:
     return address[1]
 
 
 # --- accepting --------------------------------------------------------------------------------------
-
-
-class ConnectedSocket:
-    """A connected socket that no transport has adopted yet.
-
-    :param sock: the socket; it is made non-blocking
-    :param remote_address: where the peer is, if that is known
-    """
-
-    def __init__(self, sock: socket.socket, remote_address: object = None) -> None:
-        self._socket = sock
-        self._remote_address = remote_address
-        sock.setblocking(False)
-        if sock.family in _TCP:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def adopt(self, deadlines: Deadlines, *, outbox_size: int, write_timeout: float) -> SocketTransport:
-        """Make the transport, which closes the socket from now on."""
-        return SocketTransport(
-            self._socket,
-            deadlines,
-            outbox_size=outbox_size,
-            write_timeout=write_timeout,
-            remote_address=self._remote_address,
-        )
-
-    @property
-    def remote_address(self) -> Address:
-        """Where the peer is, as far as that is known."""
-        return "" if self._remote_address is None else address_of(self._remote_address)
-
-    def close(self) -> None:
-        """Close the socket of which no transport was made."""
-        self._socket.close()
 
 
 class SocketListener:

@@ -45,6 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "transport",
         "poller",
         "sockets",
+        "tls",
     ),
     ("handler", "inbox", "conn", "broadcast"),
     ("server", "client"),
