@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from . import autobahn
+from . import autobahn, check, report
+from .case import Case, Grade
+from .cases import all_cases
 from .echo import BACKENDS
 from .wstest import Missing
 
@@ -20,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description="WebSocket conformance.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_autobahn(commands.add_parser("autobahn", help="run the Autobahn Testsuite against anyio_ws"))
+    _add_check(commands.add_parser("check", help="examine any server that sends messages back"))
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (Missing, autobahn.Stalled, ValueError) as exc:
+    except (Missing, autobahn.Stalled, ValueError, OSError) as exc:
         print(f"conformance: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -53,6 +59,94 @@ def _run_autobahn(options: argparse.Namespace) -> int:
     else:
         cases = autobahn.all_cases() if options.full else autobahn.quick_cases()
     return autobahn.main(list(subjects), cases, accept=options.accept)
+
+
+# --- check --------------------------------------------------------------------------------------------
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.description = "Examine a WebSocket server that sends every message back as it came."
+    command.epilog = "exit codes: 0 no case failed, 1 some did, 2 the server cannot be examined"
+    command.add_argument("url", help="its address: ws://host:port/path")
+    _add_choice(command)
+    command.add_argument(
+        "--limit",
+        type=int,
+        default=65_536,
+        metavar="BYTES",
+        help="the longest message it takes; 0 if there is no limit (default: %(default)s)",
+    )
+    command.add_argument(
+        "--handshake-timeout",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="how long its opening handshake may take; cases about that are left out without",
+    )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long to wait for what must come (default: %(default)s)",
+    )
+    command.add_argument(
+        "--concurrency", type=int, default=24, help="cases at one time (default: %(default)s)"
+    )
+    command.set_defaults(run=_run_check)
+
+
+def _add_choice(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--section",
+        nargs="+",
+        choices=report.SECTIONS,
+        metavar="SECTION",
+        help=f"only these: {' '.join(report.SECTIONS)}",
+    )
+    command.add_argument("--case", nargs="+", default=[], metavar="ID", help="only these cases")
+    command.add_argument(
+        "--exhaustive", action="store_true", help="each of the 65,536 close codes, not samples"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+
+
+def _chosen(options: argparse.Namespace, end: str) -> list[Case]:
+    cases = all_cases(limit=options.limit or 65_536, exhaustive=options.exhaustive)
+    chosen = [
+        case
+        for case in cases
+        if end in case.ends
+        and (not options.section or case.section in options.section)
+        and (not options.case or case.id in options.case)
+    ]
+    if not chosen:
+        raise ValueError(f"no case for a {end} has been chosen")
+    return chosen
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    target = replace(
+        check.parse_target(options.url),
+        limit=options.limit,
+        handshake_timeout=options.handshake_timeout,
+        timeout=options.timeout,
+        concurrency=options.concurrency,
+    )
+    cases = _chosen(options, "server")
+    results = asyncio.run(check.check(target, cases, show=True))
+    return _report(options, cases, results, {"end": "server"})
+
+
+def _report(
+    options: argparse.Namespace, cases: list[Case], results: report.Results, head: dict[str, str]
+) -> int:
+    for line in report.complaints(results, cases):
+        print(line)
+    print(report.table(results))
+    if options.json:
+        report.save(options.json, head, results)
+    return int(any(verdict and verdict.grade is Grade.FAIL for verdict in results.values()))
 
 
 if __name__ == "__main__":

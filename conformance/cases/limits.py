@@ -1,0 +1,72 @@
+"""What is larger than an end accepts: RFC 6455 §10.4, close code 1009.
+
+The limit is told to the check (``--limit``), since no RFC sets one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..case import Case, Message, Step, early, echoed, end, send, text
+from ..wire import BINARY, CONTINUATION, PING, TEXT, Frame
+from .frames import split
+
+_LIMIT = frozenset({"limit"})
+_ECHO = frozenset({"limit", "echo"})
+
+
+def cases(limit: int) -> Iterator[Case]:
+    """Yield the cases of the section.
+
+    :param limit: bytes of the longest message that the examined end takes
+    """
+    source = "RFC 6455 §7.4.1, §10.4; F18"
+    for opcode, name in ((TEXT, "text"), (BINARY, "binary")):
+        fact = f"A {name} message as long as is accepted is received."
+        yield Case(f"limits/{name}-at-limit", fact, source, echoed(Frame(opcode, b"x" * limit)), needs=_ECHO)
+        pieces = split(opcode, b"x" * (limit // 2), b"x" * (limit - limit // 2))
+        yield Case(f"limits/{name}-at-limit-fragments", fact, source, echoed(*pieces), needs=_ECHO)
+        fact = f"A {name} message one byte too long fails the connection."
+        frame = Frame(opcode, b"x" * (limit + 1))
+        yield Case(f"limits/{name}-over", fact, source, (send(frame), end(1009)), needs=_LIMIT)
+        pieces = split(opcode, b"x" * limit, b"x")
+        yield Case(f"limits/{name}-over-fragments", fact, source, (send(*pieces), end(1009)), needs=_LIMIT)
+        fact = "The header of a frame that is too long fails the connection, before its payload comes."
+        yield Case(
+            f"limits/{name}-over-early", fact, "RFC 6455 §10.4; F17", (early(frame, 1009),), needs=_LIMIT
+        )
+        fact = "The header of the fragment that makes a message too long fails the connection."
+        steps: tuple[Step, ...] = (
+            send(Frame(opcode, b"x" * limit, fin=False)),
+            early(Frame(CONTINUATION, b"x"), 1009),
+        )
+        yield Case(f"limits/{name}-over-fragments-early", fact, source, steps, needs=_LIMIT)
+        yield from _huge(opcode, name)
+    fact = "Pings do not count towards the length of the message they come in."
+    frames = (text(b"x" * (limit - 1), fin=False), Frame(PING, b"p" * 125), Frame(CONTINUATION, b"x"))
+    yield Case(
+        "limits/pings-do-not-count", fact, source, (send(*frames), Message(TEXT, b"x" * limit)), needs=_ECHO
+    )
+    fact = "The limit is one of each message, not of all."
+    steps = echoed(text(b"x" * limit)) * 3
+    yield Case("limits/three-at-limit", fact, source, steps, needs=_ECHO)
+
+
+def _huge(opcode: int, name: str) -> Iterator[Case]:
+    for length in (2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40, 2**63 - 15, 2**63 - 1):
+        fact = f"A frame that announces {length} bytes fails the connection at once."
+        frame = Frame(opcode, form=8, length=length)
+        yield Case(
+            f"limits/{name}-announced-{length:x}",
+            fact,
+            "RFC 6455 §10.4; F09, F17",
+            (early(frame, 1009, hopeless=True),),
+            needs=_LIMIT,
+        )
+        start = Frame(opcode, b"x", fin=False)
+        fact = f"A continuation that announces {length} bytes fails the connection at once."
+        steps: tuple[Step, ...] = (
+            send(start),
+            early(Frame(CONTINUATION, form=8, length=length), 1009, hopeless=True),
+        )
+        yield Case(f"limits/{name}-continued-{length:x}", fact, "RFC 6455 §10.4; F09", steps, needs=_LIMIT)

@@ -1,0 +1,170 @@
+"""The client that examines servers: ``python -m conformance check ws://host:port``.
+
+The server must send every message back. Each case has a TCP connection of its own; many run at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from . import http
+from .case import Answer, Case, Grade, Judged, Step, Verdict, request, worst
+from .cases.deflate import PLAIN
+from .play import Player
+from .wire import Line, Receiver
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server to examine, and what has to be known about it.
+
+    :ivar limit: bytes of the longest message it takes, 0 when that is not known
+    :ivar handshake_timeout: seconds an opening handshake may take, 0 when that is not known
+    :ivar timeout: seconds to wait for what must come
+    :ivar concurrency: how many cases may run at once
+    """
+
+    host: str
+    port: int
+    path: str = "/"
+    limit: int = 65_536
+    handshake_timeout: float = 0
+    timeout: float = 2.0
+    concurrency: int = 24
+
+
+def parse_target(url: str) -> Target:
+    """Parse a ``ws://`` address.
+
+    :raises ValueError: when it is not one
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "ws" or not parts.hostname:
+        raise ValueError(f"{url}: a ws:// address is needed")
+    return Target(parts.hostname, parts.port or 80, parts.path or "/")
+
+
+Results = dict[str, Verdict | None]  # None: the case could not be run, the server lacks what it needs
+
+
+async def check(target: Target, cases: Sequence[Case], *, show: bool = False) -> Results:
+    """Run cases against a server.
+
+    :param show: show progress on standard error
+    :return: the verdict of each case
+    :raises OSError: when nobody listens
+    """
+    (await Line.connect(target.host, target.port)).close()
+    has_deflate = await _has_deflate(target)
+    results: Results = {}
+    room = asyncio.Semaphore(target.concurrency)
+
+    async def run(case: Case) -> None:
+        async with room:
+            results[case.id] = await run_case(target, case) if _possible(target, case, has_deflate) else None
+        if show:
+            _show(len(results), len(cases))
+
+    await asyncio.gather(*map(run, cases))
+    return {case.id: results[case.id] for case in cases}
+
+
+def _possible(target: Target, case: Case, has_deflate: bool) -> bool:
+    lacking = set()
+    if not has_deflate:
+        lacking.add("deflate")
+        if case.deflate:
+            return False
+    if not target.limit:
+        lacking.add("limit")
+    if not target.handshake_timeout:
+        lacking.add("timeout")
+    return not case.needs & lacking
+
+
+_last_shown = 0.0
+
+
+def _show(count: int, total: int) -> None:
+    global _last_shown
+    now = time.monotonic()
+    interval = 0.1 if sys.stderr.isatty() else 10
+    if now - _last_shown >= interval:
+        _last_shown = now
+        text = f"{count} of {total} cases"
+        sys.stderr.write(f"\r{text} " if sys.stderr.isatty() else f"{text}\n")
+        sys.stderr.flush()
+
+
+async def run_case(target: Target, case: Case) -> Verdict:
+    """Run a case in all its variants and cuts; the worst counts."""
+    verdicts: list[Verdict] = []
+    for steps in case.variants or (case.steps,):
+        for cut in _cuts(case, steps):
+            verdict = await _run_once(target, case, steps, cut)
+            if verdict.grade is not Grade.PASS and (case.variants or case.cuts == "each"):
+                verdict = replace(verdict, detail=f"{verdict.detail} (variant {len(verdicts) + 1})")
+            verdicts.append(verdict)
+            if verdict.grade is Grade.FAIL:
+                return verdict
+    return worst(verdicts)
+
+
+def _cuts(case: Case, steps: tuple[Step, ...]) -> Iterable[int | None]:
+    if case.cuts != "each":
+        return [None]
+    size = len(case.request) if not steps else 60
+    return range(1, size, 1 if size <= 60 else 3)
+
+
+async def _run_once(target: Target, case: Case, steps: tuple[Step, ...], cut: int | None) -> Verdict:
+    request = _offering(case.deflate) if case.deflate else case.request
+    try:
+        return await _play(target, case, request, steps, cut)
+    except Judged as judged:
+        return judged.verdict
+    except OSError as exc:
+        return Verdict(Grade.FAIL, f"connecting failed: {exc}")
+
+
+async def _play(
+    target: Target, case: Case, request: bytes, steps: tuple[Step, ...], cut: int | None
+) -> Verdict:
+    sent = http.fill(request, target.host, target.port, target.path)
+    timeout = target.timeout + (target.handshake_timeout if "timeout" in case.needs else 0)
+    line = await Line.connect(target.host, target.port)
+    with contextlib.closing(line):
+        bytewise, on_request = case.cuts == "bytes", not steps
+        head = await http.exchange(
+            line, sent, timeout, bytewise=bytewise and on_request, cut=cut if on_request else None
+        )
+        answer = replace(case.answer, extension=True) if case.deflate else case.answer
+        codec = http.judge(head, sent, answer)
+        player = Player(
+            line,
+            Receiver(from_client=False, codec=codec),
+            is_client=True,
+            timeout=target.timeout,
+            bytewise=bytewise and not on_request,
+            cut=None if on_request else cut,
+        )
+        return await player.play(steps, head.rest)
+
+
+async def _has_deflate(target: Target) -> bool:
+    """Find out whether the server accepts permessage-deflate."""
+    case = Case("probe", "", "", request=OFFERING, answer=Answer(extension=True))
+    return (await _run_once(target, case, (), None)).grade is Grade.PASS
+
+
+def _offering(offer: str) -> bytes:
+    return request(more=f"Sec-WebSocket-Extensions: {offer}\r\n")
+
+
+OFFERING = _offering(PLAIN)
