@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import autobahn, check, report
+from . import autobahn, check, report, scoreboard, serve
 from .case import Case, Grade
 from .cases import all_cases
 from .echo import BACKENDS
+from .processes import Stalled, Subject
 from .wstest import Missing
 
 
@@ -25,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description="WebSocket conformance.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_autobahn(commands.add_parser("autobahn", help="run the Autobahn Testsuite against anyio_ws"))
+    _add_serve(commands.add_parser("serve", help="examine a client that sends messages back"))
     _add_check(commands.add_parser("check", help="examine any server that sends messages back"))
+    _add_scoreboard(commands.add_parser("scoreboard", help="examine anyio_ws and other libraries"))
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (Missing, autobahn.Stalled, ValueError, OSError) as exc:
+    except (Missing, Stalled, ValueError, OSError) as exc:
         print(f"conformance: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -53,7 +57,7 @@ def _add_autobahn(command: argparse.ArgumentParser) -> None:
 
 def _run_autobahn(options: argparse.Namespace) -> int:
     roles = ["server", "client"] if options.role == "both" else [options.role]
-    subjects = itertools.starmap(autobahn.Subject, itertools.product(roles, options.backend, options.framing))
+    subjects = itertools.starmap(Subject, itertools.product(roles, options.backend, options.framing))
     if options.cases:
         cases = autobahn.choose_cases(options.cases)
     else:
@@ -70,25 +74,11 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument("url", help="its address: ws://host:port/path")
     _add_choice(command)
     command.add_argument(
-        "--limit",
-        type=int,
-        default=65_536,
-        metavar="BYTES",
-        help="the longest message it takes; 0 if there is no limit (default: %(default)s)",
-    )
-    command.add_argument(
         "--handshake-timeout",
         type=float,
         default=0,
         metavar="SECONDS",
         help="how long its opening handshake may take; cases about that are left out without",
-    )
-    command.add_argument(
-        "--timeout",
-        type=float,
-        default=2.0,
-        metavar="SECONDS",
-        help="how long to wait for what must come (default: %(default)s)",
     )
     command.add_argument(
         "--concurrency", type=int, default=24, help="cases at one time (default: %(default)s)"
@@ -109,6 +99,20 @@ def _add_choice(command: argparse.ArgumentParser) -> None:
         "--exhaustive", action="store_true", help="each of the 65,536 close codes, not samples"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    command.add_argument(
+        "--limit",
+        type=int,
+        default=65_536,
+        metavar="BYTES",
+        help="the longest message it takes; 0 if there is no limit (default: %(default)s)",
+    )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long to wait for what must come (default: %(default)s)",
+    )
 
 
 def _chosen(options: argparse.Namespace, end: str) -> list[Case]:
@@ -136,6 +140,51 @@ def _run_check(options: argparse.Namespace) -> int:
     cases = _chosen(options, "server")
     results = asyncio.run(check.check(target, cases, show=True))
     return _report(options, cases, results, {"end": "server"})
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.description = serve.__doc__
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "exit codes: 0 no case failed, 1 some did, 2 the address cannot be used"
+    command.add_argument("--address", default="127.0.0.1", help="(default: %(default)s)")
+    command.add_argument("--port", type=int, default=9001, help="0 takes any free one (default: %(default)s)")
+    command.add_argument(
+        "--patience",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long the client waits for an opening handshake (default: %(default)s)",
+    )
+    _add_choice(command)
+    command.set_defaults(run=_run_serve)
+
+
+def _run_serve(options: argparse.Namespace) -> int:
+    cases = _chosen(options, "client")
+    results = asyncio.run(_serve(options, cases))
+    return _report(options, cases, results, {"end": "client"})
+
+
+async def _serve(options: argparse.Namespace, cases: list[Case]) -> report.Results:
+    examiner = serve.Examiner(cases, limit=options.limit, patience=options.patience, timeout=options.timeout)
+    with socket.create_server((options.address, options.port)) as sock:
+        print("ws://{}:{}".format(*sock.getsockname()), flush=True)
+        serving = asyncio.create_task(examiner.serve(sock))
+        await examiner.finished.wait()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+    return examiner.results
+
+
+def _add_scoreboard(command: argparse.ArgumentParser) -> None:
+    command.description = scoreboard.__doc__
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = (
+        "exit codes: 0 anyio_ws passed every case, 1 it did not, 2 somebody could not be examined"
+    )
+    command.add_argument("--peer", nargs="*", choices=scoreboard.PEERS, default=scoreboard.PEERS)
+    command.add_argument("--framing", nargs="+", choices=("python", "c"), default=["python", "c"])
+    command.set_defaults(run=lambda options: scoreboard.main(options.peer, options.framing))
 
 
 def _report(

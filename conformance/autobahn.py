@@ -7,10 +7,7 @@ but OK or INFORMATIONAL (which wstest says where the RFC leaves the outcome open
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import queue
 import re
 import socket
 import subprocess
@@ -18,20 +15,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .echo import DEFAULT_LIMIT
+from .processes import Stalled, Subject, drain, ended, first_words, lines_of, start
 from .wstest import VERSION, find_wstest
 
 RESULTS = Path(__file__).parent / "results"
-_ROOT = Path(__file__).parent.parent
 _AGENT = "anyio_ws"
 _LARGE_LIMIT = 16 * 1024 * 1024  # the longest messages of section 9
-_STALL = 300  # seconds without a finished case after which a run is given up
 
 # The 517 cases: "6.1.3" stands for 6.1.1 to 6.1.3.
 _RANGES = """
@@ -89,41 +84,8 @@ def limit_of(case: str) -> int:
     return _LARGE_LIMIT if section == "9" or is_long else DEFAULT_LIMIT
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is examined.
-
-    :ivar role: ``"server"`` or ``"client"``
-    :ivar backend: ``"asyncio"``, ``"uvloop"`` or ``"trio"``
-    :ivar framing: ``"python"``, ``"c"``, or ``""`` for the one that is there
-    """
-
-    role: str
-    backend: str
-    framing: str = ""
-
-    @property
-    def name(self) -> str:
-        """How it is named in tables and files."""
-        return "-".join(filter(None, (self.role, self.backend, self.framing)))
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the end of anyio_ws in a process of its own; it reads nothing until it is to end."""
-        environment = {**os.environ, **({"ANYIO_WS_FRAMING": self.framing} if self.framing else {})}
-        command = [sys.executable, "-m", "conformance.echo", "--backend", self.backend, self.role]
-        return _start([*command, *arguments], cwd=_ROOT, env=environment)
-
-
 Outcome = dict[str, Any]
 Outcomes = dict[str, Outcome]
-
-
-class Stalled(Exception):
-    """A run made no progress and was given up."""
-
-
-def _start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 # --- running ------------------------------------------------------------------------------------------
@@ -158,12 +120,12 @@ def _outcome(report: dict[str, Any]) -> Outcome:
 
 def _run_server(subject: Subject, cases: list[str], directory: Path, progress: _Progress) -> str:
     """Have wstest connect to our server for each case."""
-    with _ended(subject.start("--limit", str(limit_of(cases[0])))) as server:
-        framing, url = _first_words(server, "framing ", "ws://")
+    with ended(subject.start("--limit", str(limit_of(cases[0])))) as server:
+        framing, url = first_words(server, "framing ", "ws://")
         spec = {"servers": [{"agent": _AGENT, "url": url}], "cases": cases}
         command = _wstest(directory, "fuzzingclient", spec)
-        with _ended(_start(command, stderr=subprocess.DEVNULL)) as wstest:
-            for line in _lines(wstest):
+        with ended(start(command, stderr=subprocess.DEVNULL)) as wstest:
+            for line in lines_of(wstest):
                 progress.see(line.startswith("Running test case"))
     return framing
 
@@ -173,13 +135,13 @@ def _run_client(subject: Subject, cases: list[str], directory: Path, progress: _
     port = _free_port()
     url = f"ws://127.0.0.1:{port}"
     command = [*_wstest(directory, "fuzzingserver", {"url": url, "cases": cases}), "--webport", "0"]
-    with _ended(_start(command, stderr=subprocess.DEVNULL)) as wstest:
+    with ended(start(command, stderr=subprocess.DEVNULL)) as wstest:
         _wait_for_port(port, wstest)
-        threading.Thread(target=_drain, args=(wstest,), daemon=True).start()
+        threading.Thread(target=drain, args=(wstest,), daemon=True).start()
         limits = [f"{number}:{limit_of(case)}" for number, case in enumerate(cases, 1)]
-        with _ended(subject.start("--agent", _AGENT, url, *limits)) as client:
-            (framing,) = _first_words(client, "framing ")
-            for line in _lines(client):
+        with ended(subject.start("--agent", _AGENT, url, *limits)) as client:
+            (framing,) = first_words(client, "framing ")
+            for line in lines_of(client):
                 progress.see(line.startswith("case "))
     return framing
 
@@ -188,63 +150,6 @@ def _wstest(directory: Path, mode: str, spec: dict[str, Any]) -> list[str]:
     file = directory / "spec.json"
     file.write_text(json.dumps({"outdir": str(directory / "reports"), **spec}))
     return [*find_wstest(directory), "--mode", mode, "--spec", str(file)]
-
-
-def _drain(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    process.stdout.read()
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """End a process of ours at the end of a block: by the end of its input, else by force."""
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield the lines of a process until it ends.
-
-    :raises Stalled: when none comes for too long
-    """
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put("")
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            line = lines.get(timeout=_STALL)
-        except queue.Empty:
-            raise Stalled(f"nothing happened for {_STALL} seconds") from None
-        if not line:
-            return
-        yield line.rstrip()
-
-
-def _first_words(process: subprocess.Popen[str], *prefixes: str) -> list[str]:
-    """Read what a process says first: a line for each prefix; ``"name "`` is cut off, ``"ws://"`` is not."""
-    words = []
-    assert process.stdout is not None
-    for prefix in prefixes:
-        line = process.stdout.readline().strip()
-        if not line.startswith(prefix):
-            raise Stalled(f"the examined end did not start: {line or 'it printed nothing'}")
-        words.append(line.removeprefix(prefix) if prefix.endswith(" ") else line)
-    return words
 
 
 def _free_port() -> int:

@@ -57,12 +57,12 @@ class Early:
 class Message:
     """A message that must come next.
 
-    :ivar optional: it may be missing when the connection ends
+    :ivar missing: the grade when the connection ends without it
     """
 
     opcode: int
     data: bytes
-    optional: bool = False
+    missing: Grade = Grade.FAIL
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,12 @@ class End:
 
     :ivar codes: the close codes that fit; ``None`` is a Close without one
     :ivar bare: the grade of an end of the stream without a Close before it
+    :ivar accepted: the grade of a message that comes instead
     """
 
     codes: frozenset[int | None]
     bare: Grade = Grade.WEAK
+    accepted: Grade = Grade.FAIL
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Answer:
 
     :ivar opened: the grade of a 101
     :ivar refused: the grade of another status
+    :ivar silent: the grade of no answer while the connection stays open
     :ivar statuses: the statuses that fit a refusal; others are WEAK
     :ivar headers: headers the answer must have, each with a text that must be in its value
     :ivar extension: whether the 101 must (``True``) or must not (``False``) accept permessage-deflate
@@ -115,6 +118,7 @@ class Answer:
     extension: bool | None = None
     params: tuple[str, ...] = ()
     subprotocols: tuple[str, ...] = ("",)
+    silent: Grade = Grade.FAIL
 
 
 def accept(**details: object) -> Answer:
@@ -205,13 +209,14 @@ class Case:
     :ivar steps: what happens once the connection is open; it is closed in order if they do not end it
     :ivar variants: further runs of the case with other steps; the worst counts
     :ivar request: the opening handshake that is sent to a server
+    :ivar hangs_up: the end of the stream follows the request
     :ivar answer: what must be answered to that; in a client's case the grades of what it makes of the
         response: taking the connection for open, and refusing it
     :ivar response: what a client gets in answer to its own opening handshake
     :ivar cuts: how what is sent is cut: ``"whole"``, ``"bytes"`` (one by one), ``"each"`` (in two, anywhere)
     :ivar deflate: the connection must have permessage-deflate, negotiated with this offer
     :ivar needs: what the examined end must have: ``"echo"``, ``"limit"``, ``"timeout"``, ``"deflate"``,
-        ``"subprotocol"``
+        ``"subprotocol"``, ``"context"`` (it keeps one from message to message)
     :ivar ends: which ends it is for
     """
 
@@ -221,6 +226,7 @@ class Case:
     steps: tuple[Step, ...] = ()
     variants: tuple[tuple[Step, ...], ...] = ()
     request: bytes = field(default=request())
+    hangs_up: bool = False
     answer: Answer = field(default=accept())
     cuts: str = "whole"
     deflate: str = ""
@@ -240,6 +246,10 @@ class Verdict:
 
     grade: Grade
     detail: str = ""
+
+
+class NotRun(Exception):
+    """The examined end lacks what a case needs."""
 
 
 class Judged(Exception):
@@ -263,9 +273,9 @@ def send(*items: Frame | bytes) -> Send:
     return Send(items)
 
 
-def end(*codes: int | None, bare: Grade = Grade.WEAK) -> End:
+def end(*codes: int | None, bare: Grade = Grade.WEAK, accepted: Grade = Grade.FAIL) -> End:
     """Expect the end with one of these codes."""
-    return End(frozenset(codes), bare)
+    return End(frozenset(codes), bare, accepted)
 
 
 def early(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from . import http
-from .case import Answer, Case, Grade, Judged, Step, Verdict, request, worst
+from .case import Answer, Case, Grade, Judged, NotRun, Step, Verdict, request, worst
 from .cases.deflate import PLAIN
 from .play import Player
 from .wire import Line, Receiver
@@ -102,12 +102,17 @@ def _show(count: int, total: int) -> None:
         sys.stderr.flush()
 
 
-async def run_case(target: Target, case: Case) -> Verdict:
-    """Run a case in all its variants and cuts; the worst counts."""
+async def run_case(target: Target, case: Case) -> Verdict | None:
+    """Run a case in all its variants and cuts; the worst counts.
+
+    :return: ``None`` if the server lacks what it needs
+    """
     verdicts: list[Verdict] = []
     for steps in case.variants or (case.steps,):
         for cut in _cuts(case, steps):
             verdict = await _run_once(target, case, steps, cut)
+            if verdict is None:
+                return None
             if verdict.grade is not Grade.PASS and (case.variants or case.cuts == "each"):
                 verdict = replace(verdict, detail=f"{verdict.detail} (variant {len(verdicts) + 1})")
             verdicts.append(verdict)
@@ -123,12 +128,14 @@ def _cuts(case: Case, steps: tuple[Step, ...]) -> Iterable[int | None]:
     return range(1, size, 1 if size <= 60 else 3)
 
 
-async def _run_once(target: Target, case: Case, steps: tuple[Step, ...], cut: int | None) -> Verdict:
+async def _run_once(target: Target, case: Case, steps: tuple[Step, ...], cut: int | None) -> Verdict | None:
     request = _offering(case.deflate) if case.deflate else case.request
     try:
         return await _play(target, case, request, steps, cut)
     except Judged as judged:
         return judged.verdict
+    except NotRun:
+        return None
     except OSError as exc:
         return Verdict(Grade.FAIL, f"connecting failed: {exc}")
 
@@ -142,10 +149,18 @@ async def _play(
     with contextlib.closing(line):
         bytewise, on_request = case.cuts == "bytes", not steps
         head = await http.exchange(
-            line, sent, timeout, bytewise=bytewise and on_request, cut=cut if on_request else None
+            line,
+            sent,
+            timeout,
+            bytewise=bytewise and on_request,
+            cut=cut if on_request else None,
+            hangs_up=case.hangs_up,
         )
         answer = replace(case.answer, extension=True) if case.deflate else case.answer
         codec = http.judge(head, sent, answer)
+        assert head is not None
+        if "context" in case.needs and not (codec and codec.send_takeover):
+            raise NotRun
         player = Player(
             line,
             Receiver(from_client=False, codec=codec),
@@ -160,7 +175,8 @@ async def _play(
 async def _has_deflate(target: Target) -> bool:
     """Find out whether the server accepts permessage-deflate."""
     case = Case("probe", "", "", request=OFFERING, answer=Answer(extension=True))
-    return (await _run_once(target, case, (), None)).grade is Grade.PASS
+    verdict = await _run_once(target, case, (), None)
+    return verdict is not None and verdict.grade is Grade.PASS
 
 
 def _offering(offer: str) -> bytes:

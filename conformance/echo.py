@@ -4,7 +4,7 @@ Each runs in a process of its own, so that a hang or a crash is seen for what it
 
 * ``python -m conformance.echo server`` prints its URL and serves until its standard input ends.
 * ``python -m conformance.echo client URL CASE:LIMIT ...`` goes through cases as the Autobahn Testsuite
-  numbers them (``/runCase?case=1``), and asks for the reports at the end.
+  numbers them (``/runCase?case=1``), all of them if none is named, and asks for the reports at the end.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ import contextlib
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
-from urllib.parse import urlencode
 
 import anyio
 import anyio.to_thread
 
-from anyio_ws import Client, Config, ConnectionClosed, HandshakeError, Server, connect, framing
+from anyio_ws import (
+    Client,
+    Config,
+    ConnectionClosed,
+    HandshakeConfig,
+    HandshakeError,
+    Server,
+    connect,
+    framing,
+)
 
 BACKENDS = ("asyncio", "uvloop", "trio")
+SUBPROTOCOLS = ("conformance-a", "conformance-b")
 DEFAULT_LIMIT = Config().max_message_size
 
 
@@ -36,12 +45,14 @@ class Echo:
         await self._conn.send(data)
 
 
-async def serve_echo(limit: int) -> None:
+async def serve_echo(limit: int, handshake_timeout: float) -> None:
     """Serve until standard input ends.
 
     :param limit: bytes of the longest message
+    :param handshake_timeout: seconds that an opening handshake may take
     """
-    server = Server(Echo, Config(port=0, max_message_size=limit))
+    handshake = HandshakeConfig(timeout=handshake_timeout)
+    server = Server(Echo, Config(port=0, max_message_size=limit, handshake=handshake))
     async with anyio.create_task_group() as tasks:
         ((host, port),) = await tasks.start(server.listen)
         print(f"ws://{host}:{port}", flush=True)
@@ -49,19 +60,37 @@ async def serve_echo(limit: int) -> None:
         server.stop()
 
 
-async def run_cases(url: str, agent: str, cases: list[tuple[int, int]]) -> None:
+async def run_cases(
+    url: str, agent: str, cases: list[tuple[int, int]], *, timeout: float = 10.0, concurrency: int = 1
+) -> None:
     """Connect to each case of a fuzzing server and echo until it is over.
 
-    :param cases: numbers of cases, each with the bytes of its longest message
+    :param cases: numbers of cases, each with the bytes of its longest message; all when empty
+    :param timeout: seconds for an opening handshake
+    :param concurrency: cases at one time
     """
-    for number, limit in cases:
-        print(f"case {number}", flush=True)
-        target = f"{url}/runCase?{urlencode({'case': number, 'agent': agent})}"
-        with contextlib.suppress(ConnectionClosed, HandshakeError, TimeoutError, OSError):
-            async with connect(target, max_size=limit) as client:
-                await _echo(client)
-    async with connect(f"{url}/updateReports?{urlencode({'agent': agent})}", timeout=60) as client:
+    if not cases:
+        async with connect(f"{url}/getCaseCount") as client:
+            count = await client.receive()
+        cases = [(number, DEFAULT_LIMIT) for number in range(1, int(count) + 1)]
+    todo = iter(cases)
+
+    async def work() -> None:
+        for number, limit in todo:
+            print(f"case {number}", flush=True)
+            await _run_case(f"{url}/runCase?case={number}&agent={agent}", limit, timeout)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(concurrency):
+            tasks.start_soon(work)
+    async with connect(f"{url}/updateReports?agent={agent}", timeout=60) as client:
         await _echo(client)
+
+
+async def _run_case(url: str, limit: int, timeout: float) -> None:
+    with contextlib.suppress(ConnectionClosed, HandshakeError, TimeoutError, OSError):
+        async with connect(url, max_size=limit, timeout=timeout, subprotocols=SUBPROTOCOLS) as client:
+            await _echo(client)
 
 
 async def _echo(client: Client) -> None:
@@ -76,17 +105,21 @@ def main(arguments: list[str] | None = None) -> None:
     ends = parser.add_subparsers(dest="end", required=True)
     server = ends.add_parser("server")
     server.add_argument("--limit", type=int, default=DEFAULT_LIMIT)
+    server.add_argument("--handshake-timeout", type=float, default=HandshakeConfig().timeout)
     client = ends.add_parser("client")
     client.add_argument("--agent", default="anyio_ws")
+    client.add_argument("--timeout", type=float, default=10.0)
+    client.add_argument("--concurrency", type=int, default=1)
     client.add_argument("url")
     client.add_argument("cases", nargs="*", metavar="CASE:LIMIT")
     options = parser.parse_args(arguments)
     print("framing", framing.BUILD, flush=True)
     if options.end == "server":
-        _run(options.backend, lambda: serve_echo(options.limit))
+        _run(options.backend, lambda: serve_echo(options.limit, options.handshake_timeout))
     else:
         cases = [(int(number), int(limit)) for number, limit in (each.split(":") for each in options.cases)]
-        _run(options.backend, lambda: run_cases(options.url, options.agent, cases))
+        how = {"timeout": options.timeout, "concurrency": options.concurrency}
+        _run(options.backend, lambda: run_cases(options.url, options.agent, cases, **how))
 
 
 def _run(backend: str, function: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from .case import Answer, Grade, Judged
-from .wire import Codec, Line, accept_of
+from .wire import KEY, Codec, Line, accept_of
 
 DEFLATE = "permessage-deflate"
 _BITS = ("server_max_window_bits", "client_max_window_bits")
@@ -64,34 +64,35 @@ def fill(request: bytes, host: str, port: int, path: str) -> bytes:
     return request
 
 
-async def exchange(line: Line, data: bytes, timeout: float, *, bytewise: bool, cut: int | None) -> Head:
-    """Send a request and wait for the head of the answer.
+async def exchange(
+    line: Line, data: bytes, timeout: float, *, bytewise: bool, cut: int | None, hangs_up: bool
+) -> Head | None:
+    """Send a request, with the end of the stream where it *hangs_up*, and wait for the head of the answer.
 
-    :return: :data:`NOTHING` when the connection ends first
-    :raises Judged: when nothing happens
+    :return: :data:`NOTHING` when the connection ends first, ``None`` when nothing happens
     """
-    sending = asyncio.create_task(_send(line, data, bytewise, cut))
+    sending = asyncio.create_task(_send(line, data, bytewise, cut, hangs_up))
     try:
         return await asyncio.wait_for(receive(line), timeout)
     except (TimeoutError, asyncio.TimeoutError):
-        raise Judged(Grade.FAIL, "there was no answer, and the connection did not end") from None
+        return None
     finally:
         sending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await sending
 
 
-async def _send(line: Line, data: bytes, bytewise: bool, cut: int | None) -> None:
+async def _send(line: Line, data: bytes, bytewise: bool, cut: int | None, hangs_up: bool) -> None:
     if bytewise:
-        for i in range(len(data)):
-            await line.send(data[i : i + 1])
-            await asyncio.sleep(0)
+        await line.send_bytewise(data)
     elif cut:
         await line.send(data[:cut])
         await asyncio.sleep(0.002)
         await line.send(data[cut:])
     else:
         await line.send(data)
+    if hangs_up:
+        line.end()
 
 
 async def receive(line: Line) -> Head:
@@ -113,17 +114,19 @@ async def receive(line: Line) -> Head:
 # --- judging ------------------------------------------------------------------------------------------
 
 
-def judge(head: Head, request: bytes, answer: Answer) -> Codec | None:
+def judge(head: Head | None, request: bytes, answer: Answer) -> Codec | None:
     """Judge the answer to a request; return what was negotiated for compression.
 
+    :param head: ``None`` when there was none, and the connection did not end
     :raises Judged: when the case ends here
     """
+    if head is None:
+        raise Judged(answer.silent, "there was no answer, and the connection did not end")
     if head.status != 101:
         _judge_refusal(head, answer)
     if answer.opened is not Grade.PASS:
         raise Judged(answer.opened, "the request was accepted")
-    sent = parse(request.lstrip(b"\r\n"))
-    assert sent is not None
+    sent = parse(request.lstrip(b"\r\n")) or NOTHING
     for what, wrong in _faults(head, sent, answer):
         if wrong:
             raise Judged(Grade.FAIL, f"the 101 {what}")
@@ -152,7 +155,7 @@ def _judge_refusal(head: Head, answer: Answer) -> None:
 
 def _faults(head: Head, sent: Head, answer: Answer) -> list[tuple[str, bool]]:
     """Return what can be wrong with a 101, and whether it is (RFC 6455 §4.1)."""
-    (key, *_) = [*sent.values("sec-websocket-key"), ""]
+    (key, *_) = [*sent.values("sec-websocket-key"), KEY]  # unless cases change it, it is always this
     connection = ",".join(head.values("connection")).lower().split(",")
     protocols = head.values("sec-websocket-protocol")
     return [

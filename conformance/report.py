@@ -16,7 +16,6 @@ SECTIONS = {
     "http": "HTTP around it, as RFC 9110 and RFC 9112 decide it",
     "policy": "what anyio_ws decided where the RFCs leave a choice; others may differ for good reasons",
     "answers": "a server's bad or odd answer to the opening handshake",
-    "together": "frames in the same segment as the opening handshake",
     "frames": "framing",
     "fragments": "fragmented messages",
     "control": "Ping and Pong",

@@ -23,7 +23,7 @@ from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 from . import http
-from .case import Answer, Case, Grade, Judged, Response, Step, Verdict, refuse, response, send, worst
+from .case import Answer, Case, Grade, Judged, NotRun, Response, Step, Verdict, refuse, response, send, worst
 from .cases.deflate import PLAIN
 from .check import Results
 from .play import Player
@@ -53,6 +53,11 @@ class Examiner:
         self._verdicts: Results = {}
         self._keys: set[str] = set()
         self.finished = asyncio.Event()
+
+    @property
+    def count(self) -> int:
+        """How many runs there are: a case with variants takes several."""
+        return len(self._runs)
 
     @property
     def results(self) -> Results:
@@ -105,6 +110,8 @@ class Examiner:
             verdict = await self._examine(line, request, case, steps)
         except Judged as judged:
             verdict = judged.verdict
+        except NotRun:
+            verdict = None
         if verdict is not None:
             before = self._verdicts.get(case.id)
             self._verdicts[case.id] = worst([before, verdict]) if before else verdict
@@ -167,7 +174,10 @@ class Examiner:
         await line.send(data.data)
         if data.ends:
             line.end()
-        receiver = Receiver(from_client=True, codec=_codec(data.data))
+        codec = _codec(data.data)
+        if "context" in case.needs and not (codec and codec.send_takeover):
+            raise NotRun
+        receiver = Receiver(from_client=True, codec=codec)
         player = Player(line, receiver, is_client=False, timeout=self._timeout, bytewise=case.cuts != "whole")
         return await player.play(steps, request.rest)
 
@@ -180,7 +190,7 @@ class Examiner:
             if not done:
                 watching.cancel()
                 return Verdict(Grade.FAIL, f"the client did not give up within {self._patience} seconds")
-            if sending.done() and data.flood:
+            if data.flood and sending.done() and sending.result():
                 return Verdict(Grade.FAIL, f"the client read {_FLOOD} bytes")
             opened = watching.result()
         finally:
@@ -192,20 +202,25 @@ class Examiner:
         return Verdict(answer.refused)
 
 
-async def _send(line: Line, data: Response) -> None:
-    """Send an answer and what comes with it, and a message for those who take it for a connection."""
+async def _send(line: Line, data: Response) -> bool:
+    """Send an answer and what comes with it, and a message for those who take it for a connection.
+
+    :return: whether the client took all
+    """
     if data.drip:
         for i in range(len(data.data)):
             await line.send(data.data[i : i + 1])
             await asyncio.sleep(0.25)
-        return
+        return True
     probe = b"" if data.flood or data.ends else b"".join(Frame(TEXT, _PROBE).encode(False))
     complete = data.data.endswith(b"\r\n\r\n") or data.data.endswith(b"\n\n")
     await line.send(data.data + (probe if complete else b""))
     for _ in range(_FLOOD // len(data.flood) if data.flood else 0):
-        await line.send(data.flood)
+        if not await line.send(data.flood):
+            return False
     if data.ends:
         line.end()
+    return True
 
 
 async def _watch(line: Line) -> bool:

@@ -115,7 +115,12 @@ class Codec:
         """
         if self._decompressor is None:
             self._decompressor = zlib.decompressobj(wbits=-max(self.receive_bits, 8))
-        out = self._decompressor.decompress(data + _TAIL)
+        # zlib looks into its window, which has the negotiated size, only for what earlier calls gave out.
+        step = 64 if self.receive_bits < 15 else 0
+        out, rest = b"", data + _TAIL
+        while rest and not self._decompressor.eof:
+            out += self._decompressor.decompress(rest, step)
+            rest = self._decompressor.unconsumed_tail
         if self._decompressor.eof or not self.receive_takeover:
             self._decompressor = None
         return out
@@ -247,7 +252,7 @@ def _is_utf8(data: bytes) -> bool:
 class Line:
     """A TCP connection whose two directions do not disturb each other.
 
-    A send that fails says nothing: what the examined end made of it is seen in what it sends.
+    A send that fails raises nothing: what the examined end made of it is seen in what it sends.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -274,10 +279,21 @@ class Line:
             raise
         return cls(sock)
 
-    async def send(self, data: bytes) -> None:
-        """Send bytes, as far as the other end takes them."""
-        with contextlib.suppress(OSError):
+    async def send(self, data: bytes) -> bool:
+        """Send bytes, as far as the other end takes them; return whether it took all."""
+        try:
             await self._loop.sock_sendall(self.sock, data)
+        except OSError:
+            return False
+        return True
+
+    async def send_bytewise(self, data: bytes) -> None:
+        """Send bytes one by one; if there are very many, in a thousand pieces."""
+        step = max(1, len(data) // 1_000)
+        for i in range(0, len(data), step):
+            if not await self.send(data[i : i + step]):
+                return
+            await asyncio.sleep(0)
 
     async def receive(self) -> bytes:
         """Return what has come, ``b""`` at the end of the stream.

@@ -27,7 +27,6 @@ def all_cases(*, limit: int = 65_536, exhaustive: bool = False) -> list[Case]:
 def _generate(limit: int, exhaustive: bool) -> Iterator[Case]:
     yield from handshake.cases()
     yield from client.cases()
-    yield from close.together()
     yield from frames.cases()
     yield from utf8.cases()
     yield from close.cases(exhaustive=exhaustive)

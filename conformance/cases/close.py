@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..case import Case, Grade, Hang, Message, Step, close, early, echoed, end, request, send, text
+from ..case import Case, Grade, Hang, Message, Step, close, early, echoed, end, send, text
 from ..wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 from .frames import split
 
@@ -182,11 +182,19 @@ def _with_other_things() -> Iterator[Case]:
         "ping": (Frame(PING, b"p"), text("last words")),
     }
     for name, frames in before.items():
-        steps: tuple[Step, ...] = (send(*frames, close(1001)), Message(TEXT, b"last words"), end(1001))
+        steps: tuple[Step, ...] = (
+            send(*frames, close(1001)),
+            Message(TEXT, b"last words", Grade.WEAK),
+            end(1001),
+        )
         fact = "A message right before a Close is answered before the Close is."
         yield Case(f"close/right-after-{name}", fact, "RFC 6455 §5.5.1, §7.1.2; H22", steps, needs=_ECHO)
     frames = tuple(text(str(i)) for i in range(50))
-    steps = (send(*frames, close(1000)), *(Message(TEXT, str(i).encode()) for i in range(50)), end(1000))
+    steps = (
+        send(*frames, close(1000)),
+        *(Message(TEXT, str(i).encode(), Grade.WEAK) for i in range(50)),
+        end(1000),
+    )
     fact = "Fifty messages right before a Close are all answered."
     yield Case("close/right-after-fifty-messages", fact, "RFC 6455 §7.1.2; H22", steps, needs=_ECHO)
     echo = echoed(text("hello"))
@@ -250,37 +258,3 @@ def _seen_by_the_peer() -> Iterator[Case]:
         "RFC 6455 §5.5.1; F23",
         (early(Frame(CLOSE, early_close[:1]), 1002, payload=1),),
     )
-
-
-def together() -> Iterator[Case]:
-    """Yield the cases in which frames come in the same segment as the opening handshake."""
-    opening = {
-        "message": ([text("early")], [(TEXT, b"early")], None),
-        "two-messages": ([text("a"), text("b")], [(TEXT, b"a"), (TEXT, b"b")], None),
-        "fragments": (split(TEXT, b"ear", b"ly"), [(TEXT, b"early")], None),
-        "message-and-close": ([text("early"), close(1001)], [(TEXT, b"early")], 1001),
-        "twenty-and-close": (
-            [*(text(str(i)) for i in range(20)), close(1000)],
-            [(TEXT, str(i).encode()) for i in range(20)],
-            1000,
-        ),
-        "close": ([close(1001)], [], 1001),
-        "violation": ([Frame(3)], [], 1002),
-        "message-and-violation": ([text("early"), Frame(3)], [(TEXT, b"early")], 1002),
-    }
-    for name, (frames, messages, code) in opening.items():
-        wire = b"".join(b"".join(frame.encode(True)) for frame in frames)
-        optional = name == "message-and-violation"
-        steps: list[Step] = [Message(kind, data, optional) for kind, data in messages]
-        if code is not None:
-            steps.append(end(code))
-        fact = "Frames in the same segment as the opening handshake are not lost."
-        yield Case(
-            f"together/{name}",
-            fact,
-            "RFC 6455 §4.1; H22, T12",
-            tuple(steps),
-            request=request() + wire,
-            needs=_ECHO if messages else frozenset(),
-            ends=("server",),
-        )

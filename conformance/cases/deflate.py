@@ -13,7 +13,6 @@ from ..wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame
 
 PLAIN = "permessage-deflate"
 _HELLO = bytes.fromhex("f248cdc9c90700")  # §7.2.3.1: "Hello"
-_ECHO = frozenset({"echo"})
 _JSON = b'{"name": "value", "list": [1, 2, 3], "text": "' + b"lorem ipsum dolor " * 20 + b'"}'
 
 
@@ -64,10 +63,8 @@ def _offers() -> Iterator[Case]:
         "several": (f"{PLAIN}; server_max_window_bits=10, {PLAIN}", ()),
     }
     for bits in range(9, 16):
-        good[f"server-bits-{bits}"] = (
-            f"{PLAIN}; server_max_window_bits={bits}",
-            (f"server_max_window_bits={bits}",),
-        )
+        confirmed = (f"server_max_window_bits={bits}",) if bits < 15 else ()
+        good[f"server-bits-{bits}"] = f"{PLAIN}; server_max_window_bits={bits}", confirmed
         good[f"client-bits-{bits}"] = f"{PLAIN}; client_max_window_bits={bits}", ()
     for name, (value, params) in good.items():
         fact = f"The offer {value} is accepted as §7.1 says, and what it asks of the server is confirmed."
@@ -148,9 +145,12 @@ def _offers() -> Iterator[Case]:
 # --- messages: §7.2 -----------------------------------------------------------------------------------
 
 
-def _case(name: str, fact: str, source: str, *steps: Step, offer: str = PLAIN, cuts: str = "whole") -> Case:
-    needs = _ECHO if any(isinstance(step, Message) for step in steps) else frozenset()
-    return Case(f"deflate/{name}", fact, source, steps, deflate=offer, needs=needs, cuts=cuts)
+def _case(
+    name: str, fact: str, source: str, *steps: Step, offer: str = PLAIN, cuts: str = "whole", needs: str = ""
+) -> Case:
+    echo = "echo" if any(isinstance(step, Message) for step in steps) else ""
+    wanted = frozenset({echo, needs} - {""})
+    return Case(f"deflate/{name}", fact, source, steps, deflate=offer, needs=wanted, cuts=cuts)
 
 
 def _messages() -> Iterator[Case]:
@@ -237,7 +237,7 @@ def _blocks() -> Iterator[Case]:
         send(text(bytes.fromhex("f200110000"), rsv=4)),
         Message(TEXT, b"Hello"),
     )
-    yield _case("example-shared-window", fact, "RFC 7692 §7.2.3.2", *steps)
+    yield _case("example-shared-window", fact, "RFC 7692 §7.2.3.2", *steps, needs="context")
     for name, payload in {"empty-block": b"\x00", "two-empty-blocks": b"\x00\x00\x00\xff\xff\x00"}.items():
         fact = "A message without data is received as an empty one."
         yield _case(
@@ -256,12 +256,6 @@ def _blocks() -> Iterator[Case]:
     fact = "The first fragment of a compressed message may be empty."
     frames_ = [text(b"", fin=False, rsv=4), Frame(CONTINUATION, _HELLO)]
     yield _case("first-empty", fact, "RFC 7692 §6.1; C06", send(*frames_), Message(TEXT, b"Hello"))
-    fact = "A payload that ends with the bytes 00 00 ff ff, left there by the sender, is inflated right."
-    whole = zlib.compressobj(wbits=-15)
-    payload = whole.compress(b"Hello") + whole.flush(zlib.Z_SYNC_FLUSH)
-    yield _case(
-        "tail-kept", fact, "RFC 7692 §7.2.2; C07", send(text(payload, rsv=4)), Message(TEXT, b"Hello")
-    )
     for level in (0, 1, 9):
         compressor = zlib.compressobj(level, wbits=-15)
         payload = (compressor.compress(_JSON) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
@@ -335,8 +329,14 @@ def _broken() -> Iterator[Case]:
             "-fragments": [text(payload[:1], fin=False, rsv=4), Frame(CONTINUATION, payload[1:])],
         }.items():
             fact = "A message that is not what DEFLATE makes fails the connection."
+            # Many an inflater cannot tell that data is still to come.
+            accepted = Grade.WEAK if name.startswith(("truncated", "cut")) else Grade.FAIL
             yield _case(
-                f"broken-{name}{suffix}", fact, "RFC 7692 §6.2, §7.2.2; C03", send(*frames), end(1007, 1002)
+                f"broken-{name}{suffix}",
+                fact,
+                "RFC 7692 §6.2, §7.2.2; C03",
+                send(*frames),
+                end(1007, 1002, accepted=accepted),
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..case import Case, Message, Pong, Send, Step, early, echoed, end, send, text
+from ..case import Case, Grade, Message, Pong, Send, Step, early, echoed, end, send, text
 from ..wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 
 _NAMES = {
@@ -135,7 +135,7 @@ def _reserved_opcodes() -> Iterator[Case]:
             "-after-message": send(text("message"), Frame(opcode, b"payload")),
         }
         for suffix, step in kinds.items():
-            before = (Message(TEXT, b"message", optional=True),) if suffix == "-after-message" else ()
+            before = (Message(TEXT, b"message", missing=Grade.PASS),) if suffix == "-after-message" else ()
             fact = f"The reserved opcode {opcode:#x} fails the connection."
             steps: tuple[Step, ...] = (step, *before, end(1002))
             yield Case(f"frames/opcode-{opcode:x}{suffix}", fact, "RFC 6455 §5.2; F04", steps)
@@ -250,8 +250,11 @@ def _bad_fragments() -> Iterator[Case]:
         for data in (b"", b"data"):
             name = f"{'last' if fin else 'more'}-{'data' if data else 'empty'}"
             stray = Frame(CONTINUATION, data, fin=fin)
-            before = (send(text("whole"), stray), Message(TEXT, b"whole", optional=True))
-            after_fragments = (send(*split(TEXT, b"a", b"b"), stray), Message(TEXT, b"ab", optional=True))
+            before = (send(text("whole"), stray), Message(TEXT, b"whole", missing=Grade.PASS))
+            after_fragments = (
+                send(*split(TEXT, b"a", b"b"), stray),
+                Message(TEXT, b"ab", missing=Grade.PASS),
+            )
             for suffix, start in (
                 ("", (send(stray),)),
                 ("-after-message", before),

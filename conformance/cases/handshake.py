@@ -8,9 +8,26 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 
-from ..case import Answer, Case, Message, accept, better_refused, either, exactly, refuse, request, text
-from ..wire import KEY, TEXT
+from ..case import (
+    Answer,
+    Case,
+    Grade,
+    Message,
+    Step,
+    accept,
+    better_refused,
+    close,
+    either,
+    end,
+    exactly,
+    refuse,
+    request,
+    text,
+)
+from ..wire import KEY, TEXT, Frame
+from .frames import split
 
 _NO_VERSION = (("sec-websocket-version", "13"),)
 _SMUGGLED = b"".join(text("smuggled").encode(True))
@@ -79,6 +96,11 @@ def _good() -> Iterator[Case]:
     for name, wire in good.items():
         fact = "A correct opening handshake is accepted."
         yield _case(f"handshake/good-{name}", fact, "RFC 6455 §4.2.1", wire, accept())
+    for name, data in {"nothing": b"", "half-a-line": request()[:7], "half-a-head": request()[:60]}.items():
+        fact = "A client that leaves before its request is complete gets an error or nothing, and is gone."
+        answer = Answer(Grade.FAIL, Grade.PASS, frozenset({0, *range(400, 500)}))
+        case = _case(f"handshake/left-after-{name}", fact, "RFC 9112 §8; H03", data, answer)
+        yield replace(case, hangs_up=True)
     fact = "A correct opening handshake is accepted wherever it is cut."
     yield _case("handshake/bytewise", fact, "RFC 6455 §4.2.1; H02", request(), accept(), "bytes")
     yield _case("handshake/cut-anywhere", fact, "RFC 6455 §4.2.1", request(), accept(), "each")
@@ -148,7 +170,7 @@ def _key() -> Iterator[Case]:
 
 
 def _version() -> Iterator[Case]:
-    for version in ("0", "8", "12", "14", "99", "255", "", "013", "+13", "13.0", "thirteen", "1 3"):
+    for version in ("0", "6", "12", "14", "99", "255", "", "013", "+13", "13.0", "thirteen", "1 3"):
         fact = f"Version {version!r} is refused, and the answer says that 13 is spoken."
         yield _case(
             f"handshake/version-{version.replace(' ', '_') or 'empty'}",
@@ -157,6 +179,10 @@ def _version() -> Iterator[Case]:
             request(sec_websocket_version=version),
             refuse(headers=_NO_VERSION),
         )
+    for version in ("7", "8"):
+        fact = f"Version {version}, a draft with the same frames, is refused, or spoken beside 13."
+        wire = request(sec_websocket_version=version)
+        yield _case(f"handshake/version-{version}", fact, "RFC 6455 §4.4; H08", wire, either())
     fact = "A request without a version is refused."
     yield _case(
         "handshake/version-missing",
@@ -388,8 +414,8 @@ def _fields() -> Iterator[Case]:
         "bare-lf-once": request(more="X-Header: value\n"),
         "bare-lf-at-end": request()[:-2] + b"\n",
     }.items():
-        fact = "A bare LF is taken for a line end, or refused; nobody waits for more."
-        yield _case(f"http/{name}", fact, "RFC 9112 §2.2; H15", wire, either())
+        fact = "A bare LF is taken for a line end, or refused; waiting for the end of the line is weak."
+        yield _case(f"http/{name}", fact, "RFC 9112 §2.2; H15", wire, replace(either(), silent=Grade.WEAK))
     fact = "Bare CRs for line ends are refused."
     yield _case(
         "http/bare-cr-everywhere",
@@ -471,7 +497,7 @@ def _policy() -> Iterator[Case]:
             exactly(426, headers=(("upgrade", "websocket"),)),
             "H27",
         ),
-        "status-426-version": (request(sec_websocket_version="8"), exactly(426, headers=_NO_VERSION), "H08"),
+        "status-426-version": (request(sec_websocket_version="99"), exactly(426, headers=_NO_VERSION), "H08"),
         "status-426-no-version": (
             request(sec_websocket_version=None),
             exactly(426, headers=_NO_VERSION),
@@ -524,7 +550,9 @@ def _policy() -> Iterator[Case]:
     for name in ("status-414", "status-431-one-header", "status-431-many-headers"):
         fact = "The status does not depend on how the request is cut."
         yield _case(f"policy/{name}-bytewise", fact, "H17", exact[name][0], exact[name][1], "bytes")
+    yield from _at_once()
     yield from _origins()
+    yield from _together()
     yield Case(
         "policy/silent",
         "A connection that says nothing is closed when the opening handshake takes too long.",
@@ -543,6 +571,28 @@ def _policy() -> Iterator[Case]:
         needs=frozenset({"timeout"}),
         ends=("server",),
     )
+
+
+def _at_once() -> Iterator[Case]:
+    """Yield requests that break off right behind a fault; the answer must not wait for their end."""
+    line = b"GET {path} HTTP/1.1\r\n"
+    for name, data, status, row in (
+        ("method", b"POST {path} HTTP/1.1\r\n", 405, "H10"),
+        ("version", b"GET {path} HTTP/1.0\r\n", 505, "H10"),
+        ("tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32), 400, "H27"),
+        ("ssh", b"SSH-2.0-OpenSSH_9.2\r\n", 400, "H27"),
+        ("nul", b"\0", 400, "H11"),
+        ("bare-lf", line[:-2] + b"\n", 400, "H15"),
+        ("bare-cr", line[:-2] + b"\rX", 400, "H15"),
+        ("fold", line + b"X-Header: a\r\n b\r\n", 400, "H12"),
+        ("no-colon", line + b"X-Header\r\n", 400, "H12"),
+        ("value-nul", line + b"X-Header: a\0", 400, "H16"),
+        ("long-target", b"GET /" + b"x" * 10_000, 414, "H17"),
+        ("long-header", line + b"X-Header: " + b"x" * 10_000, 431, "H17"),
+        ("many-headers", line + b"X: y\r\n" * 400, 431, "H18"),
+    ):
+        fact = f"The answer {status} comes as soon as the fault does, not at the end of the request."
+        yield _case(f"policy/at-once-{name}", fact, row, data, exactly(status))
 
 
 def _origins() -> Iterator[Case]:
@@ -566,3 +616,37 @@ def _origins() -> Iterator[Case]:
     fact = "Two origins are refused."
     wire = _more("Origin: http://{host}\r\nOrigin: http://evil.example\r\n")
     yield _case("policy/origin-twice", fact, "H23", wire, exactly(403))
+
+
+def _together() -> Iterator[Case]:
+    """Yield the cases of frames that do not wait for the 101, though RFC 6455 §4.1 asks that of clients."""
+    opening = {
+        "message": ([text("early")], [(TEXT, b"early")], None),
+        "two-messages": ([text("a"), text("b")], [(TEXT, b"a"), (TEXT, b"b")], None),
+        "fragments": (split(TEXT, b"ear", b"ly"), [(TEXT, b"early")], None),
+        "message-and-close": ([text("early"), close(1001)], [(TEXT, b"early")], 1001),
+        "twenty-and-close": (
+            [*(text(str(i)) for i in range(20)), close(1000)],
+            [(TEXT, str(i).encode()) for i in range(20)],
+            1000,
+        ),
+        "close": ([close(1001)], [], 1001),
+        "violation": ([Frame(3)], [], 1002),
+        "message-and-violation": ([text("early"), Frame(3)], [(TEXT, b"early")], 1002),
+    }
+    for name, (frames, messages, code) in opening.items():
+        wire = b"".join(b"".join(frame.encode(True)) for frame in frames)
+        missing = Grade.PASS if name == "message-and-violation" else Grade.FAIL
+        steps: list[Step] = [Message(kind, data, missing) for kind, data in messages]
+        if code is not None:
+            steps.append(end(code))
+        fact = "Frames in the same segment as the opening handshake are not lost."
+        yield Case(
+            f"policy/together-{name}",
+            fact,
+            "H22, T12",
+            tuple(steps),
+            request=request() + wire,
+            needs=frozenset({"echo"}) if messages else frozenset(),
+            ends=("server",),
+        )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from conformance import autobahn, wstest
-from conformance.autobahn import Outcomes, Subject
+from conformance.autobahn import Outcomes
+from conformance.processes import Subject
 
 GOOD = {"behavior": "OK", "behaviorClose": "OK", "remoteCloseCode": 1000}
 

@@ -1,0 +1,257 @@
+"""The judge itself: what it takes from an examined end, what it refuses, and how it grades."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from conformance import http
+from conformance.case import (
+    Answer,
+    Case,
+    Grade,
+    Judged,
+    Verdict,
+    close,
+    early,
+    echoed,
+    end,
+    refuse,
+    request,
+    send,
+    text,
+)
+from conformance.check import Target, run_case
+from conformance.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Codec, Frame, Receiver, accept_of
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+
+
+def wire(*frames: Frame, is_client: bool = False) -> bytes:
+    """Encode frames."""
+    return b"".join(b"".join(frame.encode(is_client)) for frame in frames)
+
+
+# --- the receiver -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "violation"),
+    [
+        ([Frame(TEXT, b"x", masked=True)], "masked"),
+        ([Frame(TEXT, b"x", form=2)], "minimal"),
+        ([Frame(BINARY, bytes(200), form=8)], "minimal"),
+        ([Frame(TEXT, b"x", rsv=4)], "reserved bit"),
+        ([Frame(TEXT, b"x", rsv=1)], "reserved bit"),
+        ([Frame(3)], "reserved opcode"),
+        ([Frame(11)], "reserved opcode"),
+        ([Frame(PING, b"", fin=False)], "control frame"),
+        ([Frame(PONG, bytes(126))], "control frame"),
+        ([Frame(PING, b"", rsv=2)], "control frame"),
+        ([Frame(CONTINUATION)], "out of order"),
+        ([text("a", fin=False), text("b")], "out of order"),
+        ([text(b"\xff")], "not UTF-8"),
+        ([text(b"\xe2", fin=False), Frame(CONTINUATION, b"\x82")], "not UTF-8"),
+        ([Frame(CLOSE, b"\x03")], "one byte"),
+        ([close(1005)], "1005"),
+        ([close(999)], "999"),
+        ([close(5000)], "5000"),
+        ([close(1000, b"\xff")], "reason"),
+        ([close(1000), close(1000)], "after its Close"),
+        ([close(1000), text("x")], "after its Close"),
+    ],
+)
+def test_receiver_notes_a_violation(frames: list[Frame], violation: str) -> None:
+    """What no server may send is noted, wherever the bytes are cut."""
+    for step in (1, 1_000):
+        receiver = Receiver(from_client=False)
+        data = wire(*frames)
+        for i in range(0, len(data), step):
+            receiver.feed(data[i : i + step])
+        assert violation in receiver.violation
+
+
+def test_receiver_demands_masks_of_clients() -> None:
+    """A client's frame without a mask is a violation, and one with a mask is none."""
+    receiver = Receiver(from_client=True)
+    receiver.feed(wire(text("right"), is_client=True))
+    assert not receiver.violation
+    receiver.feed(wire(text("wrong")))
+    assert "without a mask" in receiver.violation
+
+
+def test_receiver_takes_what_is_right() -> None:
+    """Messages, fragments, control frames among them and a Close are taken apart."""
+    receiver = Receiver(from_client=False)
+    frames = [text("a\u20ac", fin=False), Frame(PING, b"p"), Frame(CONTINUATION, b"b"), Frame(PONG, b"q")]
+    receiver.feed(wire(*frames, Frame(BINARY, bytes(70_000)), close(3000, b"bye")))
+    assert not receiver.violation
+    assert list(receiver.messages) == [(TEXT, "a\u20acb".encode()), (BINARY, bytes(70_000))]
+    assert (receiver.pings, receiver.pongs, receiver.closes) == ([b"p"], [b"q"], [(3000, b"bye")])
+    assert not receiver.torn
+
+
+def test_receiver_inflates_as_negotiated() -> None:
+    """A message that refers to what the negotiated window does not hold any more is a violation."""
+    data = bytes(range(256)) * 8 + b"x" * 2_000 + bytes(range(256)) * 8
+    for bits, violation in ((15, ""), (9, "inflated")):
+        receiver = Receiver(from_client=False, codec=Codec(receive_bits=bits))
+        receiver.feed(wire(Frame(BINARY, Codec(send_bits=15).compress(data), rsv=4)))
+        assert violation in receiver.violation
+        assert bool(receiver.violation) == bool(violation)
+
+
+# --- the answer to an opening handshake ---------------------------------------------------------------
+
+GOOD = [
+    "HTTP/1.1 101 Switching Protocols",
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    f"Sec-WebSocket-Accept: {accept_of(KEY)}",
+]
+
+
+def grade(lines: list[str], answer: Answer, more: str = "") -> Grade:
+    """Judge an answer."""
+    head = http.parse("\r\n".join([*lines, "", ""]).encode())
+    try:
+        http.judge(head, request(more=more), answer)
+    except Judged as judged:
+        return judged.verdict.grade
+    return Grade.PASS
+
+
+def test_good_101_is_good() -> None:
+    """The answer of RFC 6455 §1.3 passes, and fails a case in which the request is to be refused."""
+    assert grade(GOOD, Answer()) is Grade.PASS
+    assert grade(GOOD, refuse()) is Grade.FAIL
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["HTTP/1.0 101 X", *GOOD[1:]],
+        [*GOOD[:1], *GOOD[2:]],
+        [*GOOD[:2], *GOOD[3:]],
+        GOOD[:3],
+        [*GOOD[:3], "Sec-WebSocket-Accept: x"],
+        [*GOOD, GOOD[3]],
+        [*GOOD, "Sec-WebSocket-Protocol: never-offered"],
+        [*GOOD, "Sec-WebSocket-Extensions: permessage-deflate"],
+        [*GOOD, "Content-Length: 5"],
+    ],
+)
+def test_bad_101_fails(lines: list[str]) -> None:
+    """A 101 that says too little or too much is a failure."""
+    assert grade(lines, Answer()) is Grade.FAIL
+
+
+def test_refusals_are_graded() -> None:
+    """The right status passes, another is weak, one for a good request fails."""
+    assert grade(["HTTP/1.1 400 X"], refuse()) is Grade.PASS
+    assert grade(["HTTP/1.1 500 X"], refuse()) is Grade.WEAK
+    assert grade(["HTTP/1.1 400 X"], Answer()) is Grade.FAIL
+    assert grade(["HTTP/1.1 426 X"], refuse(headers=(("sec-websocket-version", "13"),))) is Grade.WEAK
+
+
+def test_extensions_are_judged() -> None:
+    """What a server accepts must have been offered, be valid, and confirm what was asked for."""
+    offer = "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10\r\n"
+
+    def said(value: str, **answer: object) -> Grade:
+        return grade([*GOOD, f"Sec-WebSocket-Extensions: {value}"], Answer(**answer), offer)  # type: ignore[arg-type]  # checked by the class
+
+    assert said("permessage-deflate; server_max_window_bits=10") is Grade.PASS
+    assert (
+        said("permessage-deflate; server_max_window_bits=9", params=("server_max_window_bits=10",))
+        is Grade.PASS
+    )
+    assert said("permessage-deflate", params=("server_max_window_bits=10",)) is Grade.FAIL
+    assert said("permessage-deflate; server_max_window_bits=7") is Grade.FAIL
+    assert said("permessage-deflate; client_max_window_bits=10") is Grade.FAIL
+    assert said("permessage-deflate; unknown") is Grade.FAIL
+    assert said("x-unknown") is Grade.FAIL
+    assert said("permessage-deflate", extension=False) is Grade.FAIL
+    assert grade(GOOD, Answer(extension=True), offer) is Grade.WEAK
+
+
+# --- grading over a connection ------------------------------------------------------------------------
+
+Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def erring(behave: Behave) -> AsyncIterator[Target]:
+    """Serve connections whose opening handshake is right, and that then do as they like."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write("\r\n".join([*GOOD, "", ""]).encode())
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await behave(reader, writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, family=socket.AF_INET)
+    async with server:
+        yield Target("127.0.0.1", server.sockets[0].getsockname()[1], timeout=0.2)
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Do nothing, and read everything."""
+    await reader.read()
+
+
+async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close the TCP connection once something has come."""
+    await reader.read(1)
+
+
+def sends(*frames: Frame) -> Behave:
+    """Send frames once something has come, then the end of the stream."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(wire(*frames))
+        writer.write_eof()
+        await reader.read()
+
+    return behave
+
+
+VIOLATION = (send(Frame(3)), end(1002))
+ECHO = echoed(text("hello"))
+PINGED = (send(Frame(PING, b"p")), end(1000))
+
+
+@pytest.mark.parametrize(
+    ("behave", "steps", "expected"),
+    [
+        (hang, VIOLATION, Grade.FAIL),
+        (hang, ECHO, Grade.FAIL),
+        (leave, VIOLATION, Grade.WEAK),
+        (leave, ECHO, Grade.FAIL),
+        (sends(close(1002)), VIOLATION, Grade.PASS),
+        (sends(close(1000)), VIOLATION, Grade.WEAK),
+        (sends(close(1006)), VIOLATION, Grade.FAIL),
+        (sends(text("x"), close(1002)), VIOLATION, Grade.FAIL),
+        (sends(close(1002), close(1002)), VIOLATION, Grade.FAIL),
+        (sends(text("other")), ECHO, Grade.FAIL),
+        (sends(text("hello"), close(1000)), ECHO, Grade.PASS),
+        (sends(close(1002)), (early(Frame(3), 1002, header=1),), Grade.PASS),
+        (hang, (early(Frame(3), 1002, header=1),), Grade.FAIL),
+    ],
+)
+def test_errors_are_found(behave: Behave, steps: tuple[object, ...], expected: Grade) -> None:
+    """A server that errs gets the grade that the error deserves."""
+
+    async def judge() -> Verdict | None:
+        async with erring(behave) as target:
+            return await run_case(target, Case("close/x", "A fact.", "RFC", steps))  # type: ignore[arg-type]  # of the table above
+
+    verdict = asyncio.run(judge())
+    assert verdict is not None
+    assert verdict.grade is expected, verdict.detail
