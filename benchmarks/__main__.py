@@ -18,11 +18,12 @@ from .chart import draw, make_panels
 from .environment import make_environment, read_commit, read_versions
 from .figures import Figures
 from .goals import GOALS
+from .measures import Bench
 from .processes import BenchmarkError, Cores
 from .report import read_tables, render_table, render_verdicts, to_json
 from .runner import Run
 from .subjects import Subject
-from .tables import TABLES, Bench, Table
+from .tables import TABLES, Table
 
 HERE = Path(__file__).parent
 RESULTS, CHART = HERE / "results.json", HERE / "results.svg"

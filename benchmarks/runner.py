@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .figures import Figures
+from .measures import Bench
 from .processes import BenchmarkError
 from .report import format_figure
 from .subjects import Subject
-from .tables import Bench, Table
+from .tables import Table
 
 
 @dataclass

@@ -20,11 +20,12 @@ from benchmarks.chart import draw, make_panels
 from benchmarks.environment import Environment, build_native
 from benchmarks.figures import Figures, to_number
 from benchmarks.goals import GOALS, Goal, Outcome
+from benchmarks.measures import Bench
 from benchmarks.processes import BenchmarkError, Cores, find_free_port, start
 from benchmarks.report import format_figure, render_table, render_verdicts, to_json
 from benchmarks.runner import Run
 from benchmarks.subjects import Subject
-from benchmarks.tables import TABLES, Bench, Table
+from benchmarks.tables import TABLES, Table
 
 OURS, PEER = "ours-uvloop", "picows-uvloop"
 

@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #define STALL_SECONDS 20
+#define WARM_UP 0.2  // of the time, before anything is counted
 
 typedef struct {
     int fd;
@@ -169,6 +170,7 @@ static void begin_payload(Connection *c) {
     c->payload_left = c->head[1] & 127;
     if (c->head_length > 2) c->payload_left = 0;
     for (size_t i = 2; i < c->head_length; i++) c->payload_left = c->payload_left << 8 | c->head[i];
+    if (is_deflated && (opcode == 1 || opcode == 2) && !(c->head[0] & 0x40)) die("the echo is not compressed");
     if (opcode < 8) c->message_length += c->payload_left;
 }
 
@@ -234,53 +236,84 @@ static void print_result(size_t messages, double seconds, double cpu) {
     fflush(stdout);
 }
 
-// The window of measurement begins when every connection had its answers and the warm-up is over; it ends when
-// the connection whose answers began it has answers again. A server that reads from all and then writes to all
-// is so measured in whole turns.
-static void run(size_t count, double seconds, int broadcast) {
-    Connection *connections = calloc(count, sizeof *connections);
+static Connection *connections;
+static size_t connection_count, awaited_by_all;
+static int is_broadcast;
+
+static void open_all(void) {
+    connections = calloc(connection_count, sizeof *connections);
     poller = epoll_create1(0);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < connection_count; i++) {
         open_connection(connections + i);
         fcntl(connections[i].fd, F_SETFL, O_NONBLOCK);
         watch(connections + i, i, EPOLL_CTL_ADD, 0);
     }
-    size_t senders = broadcast ? 1 : count, messages = 0, answers = 0, awaited_by_all = count * depth;
-    Connection *first = NULL;
-    double begin = now(), since = 0, cpu = 0, last = begin;
-    for (size_t i = 0; i < count; i++) connections[i].awaited = depth;
-    for (size_t i = 0; i < senders; i++) begin_batch(connections + i, i);
+}
+
+// The first connection sends to all, or this one to itself.
+static void send_next(Connection *c) {
+    if (is_broadcast) {
+        for (size_t i = 0; i < connection_count; i++) connections[i].awaited = depth;
+        awaited_by_all = connection_count * depth;
+        c = connections;
+    }
+    c->awaited = depth;
+    begin_batch(c, c - connections);
+}
+
+// Return the messages that came; *c has all that it waits for if they were the last ones.
+static size_t handle_event(Connection *c, uint32_t events) {
+    if (events & EPOLLOUT) write_some(c, c - connections, 1);
+    size_t done = events & ~EPOLLOUT ? receive(c) : 0;
+    if (done > c->awaited) die("more messages came back than were sent");
+    c->awaited -= done;
+    if (is_broadcast) awaited_by_all -= done;
+    return done;
+}
+
+// The window of measurement begins when every connection had its answers and the warm-up is over; it ends when
+// the connection whose answers began it has answers again. A server that reads from all and then writes to all
+// is so measured in whole turns.
+typedef struct {
+    Connection *first;
+    size_t answers, messages;
+    double begin, end, since, cpu, last;
+} Window;
+
+// Note that *c has its answers; return 1 when that ends the window.
+static int note_answers(Window *w, Connection *c) {
+    w->last = now();
+    w->answers++;
+    if (w->first) {
+        if ((!is_broadcast && c != w->first) || w->last < w->end) return 0;
+        print_result(w->messages, w->last - w->since, server_cpu() - w->cpu);
+        return 1;
+    }
+    if (w->last > w->begin && w->answers >= (is_broadcast ? 1 : connection_count)) {
+        w->first = c;
+        w->since = w->last;
+        w->cpu = server_cpu();
+        w->messages = 0;
+    }
+    return 0;
+}
+
+static void run(double seconds) {
+    struct epoll_event events[1024];
+    open_all();
+    double start = now();
+    Window window = {.begin = start + WARM_UP * seconds, .end = start + seconds, .last = start};
+    for (size_t i = 0; i < (is_broadcast ? 1 : connection_count); i++) send_next(connections + i);
     for (;;) {
-        struct epoll_event events[1024];
         int n = epoll_wait(poller, events, 1024, 1000);
-        if (now() - last > STALL_SECONDS) die("no message came back for %d seconds", STALL_SECONDS);
-        for (int j = 0; j < n; j++) {
-            size_t index = events[j].data.u64, done;
-            Connection *c = connections + index;
-            if (events[j].events & EPOLLOUT) write_some(c, index, 1);
-            if (!(events[j].events & ~EPOLLOUT) || !(done = receive(c))) continue;
-            if (done > c->awaited) die("more messages came back than were sent");
-            c->awaited -= done;
-            messages += done;
-            awaited_by_all -= done;
-            if (broadcast ? awaited_by_all : c->awaited) continue;
-            last = now();
-            answers++;
-            if (!first && answers >= senders && last > begin + 0.2 * seconds) {
-                first = c;
-                since = last;
-                cpu = server_cpu();
-                messages = 0;
-            } else if (first && (broadcast || c == first) && last > begin + seconds) {
-                double used = server_cpu() - cpu;
-                print_result(messages, last - since, used);
-                return;
-            }
-            Connection *sender = broadcast ? connections : c;
-            for (size_t i = 0; broadcast && i < count; i++) connections[i].awaited = depth;
-            c->awaited = depth;
-            awaited_by_all = count * depth;
-            begin_batch(sender, sender - connections);
+        if (now() - window.last > STALL_SECONDS) die("no message came back for %d seconds", STALL_SECONDS);
+        for (int i = 0; i < n; i++) {
+            Connection *c = connections + events[i].data.u64;
+            size_t done = handle_event(c, events[i].events);
+            window.messages += done;
+            if (!done || (is_broadcast ? awaited_by_all : c->awaited)) continue;
+            if (note_answers(&window, c)) return;
+            send_next(c);
         }
     }
 }
@@ -324,8 +357,8 @@ int main(int argc, char **argv) {
         hold();
         return 0;
     }
-    int broadcast = argc > 1 && !strcmp(argv[1], "broadcast");
-    if (argc != 10 || !(broadcast || !strcmp(argv[1], "echo"))) {
+    is_broadcast = argc > 1 && !strcmp(argv[1], "broadcast");
+    if (argc != 10 || !(is_broadcast || !strcmp(argv[1], "echo"))) {
         fprintf(stderr, "usage: wsload echo|broadcast PORT CONNECTIONS SIZE DEPTH FRAMES SECONDS PID DEFLATED\n"
                         "       wsload hold PORT SIZE PID DEFLATED\n");
         return 2;
@@ -337,6 +370,7 @@ int main(int argc, char **argv) {
     server = atoi(argv[8]);
     set_deflated(argv[9]);
     make_batch();
-    run(strtoul(argv[3], 0, 10), atof(argv[7]), broadcast);
+    connection_count = strtoul(argv[3], 0, 10);
+    run(atof(argv[7]));
     return 0;
 }
