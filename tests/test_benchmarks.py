@@ -201,6 +201,75 @@ def test_command_chooses_peers_and_cases() -> None:
     assert whole.is_whole
 
 
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put tables that cost nothing to measure in place of all; return where results are kept."""
+
+    def measure(bench: Bench, subject: Subject, cases: Sequence[str]) -> Iterator[tuple[str, float]]:
+        for case in cases:
+            if case == "bad" and subject.library == "tornado":
+                raise BenchmarkError("it fell over")
+            yield case, 2.0 if subject.is_ours else 4.0
+
+    subjects = (Subject("ours", "asyncio"), Subject("picows", "asyncio"), Subject("tornado", "asyncio"))
+    tables = [
+        Table(name, name, "us", subjects, cases, measure)
+        for name, cases in {"echo": ("1x16x1", "100x64x1"), "broken": ("bad",)}.items()
+    ]
+    path = tmp_path / "results.json"
+    monkeypatch.setattr("benchmarks.__main__.TABLES", tables)
+    monkeypatch.setattr("benchmarks.__main__.RESULTS", path)
+    monkeypatch.setattr("benchmarks.__main__.make_environment", lambda: make_bench(tmp_path).environment)
+    monkeypatch.setattr(
+        "benchmarks.__main__.read_versions", lambda environment: {"python": "3", "picows": "2"}
+    )
+    return path
+
+
+def test_whole_table_is_kept_with_what_it_was_measured_on(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The results have samples, versions, rounds and verdicts; the chart stands beside them."""
+    assert main(["--only", "echo", "--rounds", "2"]) == 0
+    results = json.loads(kept.read_text())
+    table = results["tables"]["echo"]
+    assert table["samples"]["100x64x1"] == {
+        "ours-asyncio": [2.0, 2.0],
+        "picows-asyncio": [4.0, 4.0],
+        "tornado": [4.0, 4.0],
+    }
+    assert table["versions"]["picows"] == "2"
+    assert (table["rounds"], table["seconds"]) == (2, 2.0)
+    assert "anyio_ws on asyncio" in kept.with_suffix(".svg").read_text()
+    goal = next(g for g in results["goals"] if g["goal"].startswith("Trio, async def hook, to picows"))
+    assert goal["verdict"] == "not measured"
+    assert "0.50 picows" in capsys.readouterr().out
+
+
+def test_part_of_a_table_is_not_kept(kept: Path, tmp_path: Path) -> None:
+    """Some cases or some peers do not take the place of a whole table; they are kept where one says."""
+    assert main(["--only", "echo", "--rounds", "1"]) == 0
+    whole = kept.read_text()
+    assert main(["--only", "echo", "--rounds", "1", "--cases", "1x16x1"]) == 0
+    assert main(["--only", "echo", "--rounds", "1", "--peers", "picows"]) == 0
+    assert main(["--only", "echo", "--quick"]) == 0
+    assert kept.read_text() == whole
+    assert (
+        main(
+            ["--only", "echo", "--rounds", "1", "--cases", "1x16x1", "--output", str(tmp_path / "part.json")]
+        )
+        == 0
+    )
+    assert list(json.loads((tmp_path / "part.json").read_text())["tables"]["echo"]["samples"]) == ["1x16x1"]
+
+
+def test_peer_that_fails_makes_the_command_fail(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A peer that cannot be measured is named, the exit status says so, and its table is not kept."""
+    assert main(["--rounds", "1"]) == 1
+    assert "FAILED broken, tornado: it fell over" in capsys.readouterr().err
+    assert list(json.loads(kept.read_text())["tables"]) == ["echo"]
+
+
 # --- processes ----------------------------------------------------------------------------------------
 
 
