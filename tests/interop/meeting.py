@@ -18,6 +18,7 @@ import pytest
 
 from anyio_ws import (
     ClientConfig,
+    Compression,
     Config,
     Conn,
     HandshakeRejected,
@@ -37,6 +38,8 @@ from .neighbours import (
     Neighbour,
 )
 from .program import HOST, server_context
+
+COMPRESSION = Compression()
 
 
 class Certificates(NamedTuple):
@@ -72,12 +75,18 @@ class Meeting(ABC):
 
     @abstractmethod
     def meet(
-        self, *, tls: bool = False, ours: Sequence[str] = (), theirs: Sequence[str] = ()
+        self,
+        *,
+        tls: bool = False,
+        ours: Sequence[str] = (),
+        theirs: Sequence[str] = (),
+        compression: Compression | None = COMPRESSION,
     ) -> contextlib.AbstractAsyncContextManager[Link]:
         """Make a connection, and close it at the end of the block.
 
         :param ours: our subprotocols, in order of preference
         :param theirs: their subprotocols
+        :param compression: our settings; theirs are what they have by default
         """
 
     @abstractmethod
@@ -92,7 +101,12 @@ class TheirClient(Meeting):
 
     @contextlib.asynccontextmanager
     async def meet(
-        self, *, tls: bool = False, ours: Sequence[str] = (), theirs: Sequence[str] = ()
+        self,
+        *,
+        tls: bool = False,
+        ours: Sequence[str] = (),
+        theirs: Sequence[str] = (),
+        compression: Compression | None = COMPRESSION,
     ) -> AsyncIterator[Link]:
         """Make a connection to a server of ours."""
         arrive, arrivals = anyio.create_memory_object_stream[Conn](math.inf)
@@ -105,6 +119,7 @@ class TheirClient(Meeting):
             port=0,
             max_message_size=MAX_SIZE,
             subprotocols=ours,
+            compression=compression,
             tls=server_context(self.certificates.server) if tls else None,
         )
         with arrive, arrivals:
@@ -145,10 +160,15 @@ class TheirServer(Meeting):
 
     @contextlib.asynccontextmanager
     async def meet(
-        self, *, tls: bool = False, ours: Sequence[str] = (), theirs: Sequence[str] = ()
+        self,
+        *,
+        tls: bool = False,
+        ours: Sequence[str] = (),
+        theirs: Sequence[str] = (),
+        compression: Compression | None = COMPRESSION,
     ) -> AsyncIterator[Link]:
         """Make a connection to a server of theirs."""
-        config = ClientConfig(max_size=MAX_SIZE, ca_bundle=self.certificates.ca)
+        config = ClientConfig(max_size=MAX_SIZE, ca_bundle=self.certificates.ca, compression=compression)
         async with self._listen(theirs, tls=tls) as (ask, authority):
             url = f"{'wss' if tls else 'ws'}://{authority}/"
             async with connect(url, subprotocols=list(ours), config=config) as client:

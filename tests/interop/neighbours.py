@@ -25,7 +25,7 @@ from typing import IO, Any, Protocol
 import anyio
 import anyio.to_thread
 
-from anyio_ws import Client, connect
+from anyio_ws import Client, Compression, connect
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -299,6 +299,13 @@ def key_hash(certificate: str) -> str:
 
 FRAGMENTS_FROM_THEM = "fragments, from them"
 PING_FROM_THEM = "ping, from them"
+COMPRESSED = {
+    "compressed, our defaults": Compression(),
+    "compressed, with contexts": Compression(client_no_context_takeover=False),
+    "compressed, without contexts": Compression(server_no_context_takeover=True),
+    "compressed, windows of 512 B": Compression(server_max_window_bits=9, client_max_window_bits=9),
+    "compressed, windows of 32 KiB": Compression(server_max_window_bits=15, client_max_window_bits=15),
+}
 CLOSE_WITHOUT_CODE = "close without a code, by them"
 
 WEBSOCKETS = ProgramNeighbour(
@@ -309,7 +316,7 @@ TRIO_WEBSOCKET = ProgramNeighbour(
     sys.executable,
     "-m",
     "tests.interop.peer_trio_websocket",
-    lacks=(FRAGMENTS_FROM_THEM, CLOSE_WITHOUT_CODE),
+    lacks=(FRAGMENTS_FROM_THEM, CLOSE_WITHOUT_CODE, *COMPRESSED),
 )
 AIOHTTP = ProgramNeighbour(
     "aiohttp",

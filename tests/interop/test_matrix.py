@@ -7,18 +7,21 @@ which neighbour it is, or whether it is the client.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 
-from anyio_ws import Opcode
+from anyio_ws import Compression, Conn, Opcode, Role, conn
 
 from .meeting import SIZES, Certificates, Meeting, TheirClient, TheirServer, binary_of, text_of
 from .neighbours import (
     CHROMIUM,
     CLOSE_WITHOUT_CODE,
+    COMPRESSED,
     FRAGMENTS_FROM_THEM,
     NEIGHBOURS,
     PING_FROM_THEM,
@@ -120,6 +123,72 @@ async def close_without_code(meeting: Meeting) -> None:
         assert (link.ours.close_code, link.ours.close_reason) == NO_REASON
 
 
+class Counting:
+    """One half of a codec, and how often each of its methods was called."""
+
+    def __init__(self, half: Any) -> None:
+        self._half = half
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self._half, name)
+
+
+@contextlib.contextmanager
+def counting_codecs() -> Iterator[list[tuple[Counting, Counting]]]:
+    """Note the codec of every connection that is opened during a block."""
+    codecs: list[tuple[Counting, Counting]] = []
+    build = conn.build_codec
+
+    def build_counting(*arguments: Any, **options: Any) -> Any:
+        deflater, inflater = build(*arguments, **options)
+        codecs.append((Counting(deflater), Counting(inflater)))
+        return codecs[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conn, "build_codec", build_counting)
+        yield codecs
+
+
+async def compressed(meeting: Meeting, settings: Compression) -> None:
+    """Compression is agreed on, and each message is sent compressed by both ends and read by both."""
+    messages = [kind(size) for size in (2_000, 200_000, 70_000) for kind in (text_of, binary_of)] * 3
+    with counting_codecs() as codecs:
+        async with meeting.meet(compression=settings) as link:
+            check_agreement(link.ours, settings, meeting.our_role)
+            for message in messages:
+                await link.ours.send(message)
+            await link.ours.write_frame(Opcode.TEXT, text_of(3_000).encode(), fin=False, compress=True)
+            await link.ours.write_frame(Opcode.CONTINUATION, text_of(3_000).encode())
+            messages.append(text_of(3_000) * 2)
+            assert await link.ask("echo", count=len(messages)) == [digest(each) for each in messages]
+            for message in messages:
+                assert await link.ours.receive() == message
+    ours = [halves for halves in codecs if halves[1].calls["finish"] == len(messages)]
+    assert [(deflater.calls["shrink"], deflater.calls["compress"]) for deflater, _ in ours] == [
+        (len(messages) - 1, 2)
+    ]
+
+
+def check_agreement(ours: Conn, settings: Compression, role: Role) -> None:
+    """Check that compression was agreed on, and that our own side is what our settings say."""
+    assert ours.compression is not None
+    agreed = ours.compression._asdict()
+    assert agreed[f"{role.value}_max_window_bits"] <= getattr(settings, f"{role.value}_max_window_bits")
+    name = f"{role.value}_no_context_takeover"
+    assert agreed[name] or not getattr(settings, name)
+
+
+async def not_compressed(meeting: Meeting) -> None:
+    """Where we want no compression there is none, and messages pass all the same."""
+    async with meeting.meet(compression=None) as link:
+        assert link.ours.compression is None
+        await link.ours.send(text_of(2_000))
+        assert await link.ask("echo", count=1) == [digest(text_of(2_000))]
+        assert await link.ours.receive() == text_of(2_000)
+
+
 async def refused(meeting: Meeting) -> None:
     """The client reports the status with which the server refused."""
     assert await meeting.refuse() == 403
@@ -140,6 +209,8 @@ EXCHANGES = (
     Exchange(FRAGMENTS_FROM_THEM, fragments_from_them),
     Exchange("ping, from us", ping_from_us),
     Exchange(PING_FROM_THEM, ping_from_them),
+    *(Exchange(name, partial(compressed, settings=settings)) for name, settings in COMPRESSED.items()),
+    Exchange("no compression", not_compressed),
     Exchange("subprotocol", subprotocol),
     Exchange("no subprotocol", no_subprotocol),
     Exchange("close, by us", close_by_us),
