@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from anyio_ws import Compression, Conn, Opcode, Role, conn
+from anyio_ws import Compression, Conn, Opcode, Role
+from anyio_ws.deflate import build_codec
 
 from .meeting import SIZES, Certificates, Meeting, TheirClient, TheirServer, binary_of, text_of
 from .neighbours import (
@@ -139,15 +140,14 @@ class Counting:
 def counting_codecs() -> Iterator[list[tuple[Counting, Counting]]]:
     """Note the codec of every connection that is opened during a block."""
     codecs: list[tuple[Counting, Counting]] = []
-    build = conn.build_codec
 
     def build_counting(*arguments: Any, **options: Any) -> Any:
-        deflater, inflater = build(*arguments, **options)
+        deflater, inflater = build_codec(*arguments, **options)
         codecs.append((Counting(deflater), Counting(inflater)))
         return codecs[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conn, "build_codec", build_counting)
+        patch.setattr("anyio_ws.conn.build_codec", build_counting)
         yield codecs
 
 
