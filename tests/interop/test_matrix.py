@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from anyio_ws import Compression, Conn, Opcode, Role
+from anyio_ws import Compression, Conn, Opcode
 from anyio_ws.deflate import build_codec
+from anyio_ws.protocol import Role
 
 from .meeting import SIZES, Certificates, Meeting, TheirClient, TheirServer, binary_of, text_of
 from .neighbours import (
