@@ -196,9 +196,9 @@ class SocketTransport:
         if self._rest or self._finishing:
             if not self._finishing:
                 self._keep(data)
-        elif self._poller.corked:
+        elif self._poller.corked or self._outbox:  # behind what was gathered, though that is over now
             self._keep(data)
-            if self.full:
+            if self.full or not self._poller.corked:
                 self.flush()
             elif not self._gathered:
                 self._gathered = True

@@ -41,6 +41,7 @@ from .support import (
     Peer,
     Stopwatch,
     build_request,
+    listening,
     serving,
     take_log,
     virtual,
@@ -1343,3 +1344,26 @@ async def test_close_is_bounded_when_the_server_stops() -> None:
             await peer.close_handshake()
             await support.settle()
     assert diary == ["made", "cancelled"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 100])
+async def test_replies_to_messages_of_one_read_keep_their_order(count: int) -> None:
+    """Over a socket too the replies leave in order, those gathered for one send and the last of them."""
+
+    class Echo:
+        def __init__(self, conn: Conn) -> None:
+            self.conn = conn
+
+        async def client_message(self, data: str) -> None:
+            await self.conn.write(data)
+
+    async with (
+        listening(Server(Echo, Config(port=0))) as addresses,
+        await anyio.connect_tcp(*addresses[0]) as stream,
+    ):
+        peer = Peer(stream)
+        await peer.open()
+        await peer.send(b"".join(peer.build(TEXT, str(i).encode()) for i in range(count)))
+        for i in range(count):
+            await peer.expect(TEXT, str(i).encode())
+        await peer.close_handshake()
