@@ -174,7 +174,7 @@ class Streams:
         chance = dice.random()
         if chance < 0.2:
             return [stream]
-        if chance > 0.95:
+        if chance > 0.98 and len(stream) < 500:
             return [stream[i : i + 1] for i in range(len(stream))]
         return cut(stream, [dice.randrange(len(stream) + 1) for _ in range(dice.randrange(1, 5))])
 
