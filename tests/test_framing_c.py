@@ -150,24 +150,24 @@ def do_everything(build: ModuleType) -> None:
     refuse(build)
 
 
-def counts() -> list[int]:
-    """Count the references to what every reader and every message refers to."""
+def count() -> list[int]:
+    """Count the blocks of memory, the objects, and the references to what every reader refers to."""
+    gc.collect()
     shared: list[object] = [Message, exceptions.RemoteProtocolError, *MessageType, *CloseCode, events, KEY]
-    return [sys.getrefcount(each) for each in shared]
+    return [sys.getallocatedblocks(), len(gc.get_objects()), *(sys.getrefcount(each) for each in shared)]
 
 
 def test_no_reference_is_lost_or_kept(framing_c: ModuleType) -> None:
     """After everything that can happen, errors included, the same references and blocks of memory exist."""
-    for _ in range(3):
-        do_everything(framing_c)
-    gc.collect()
-    references, blocks, objects = counts(), sys.getallocatedblocks(), len(gc.get_objects())
-    for _ in range(20):
-        do_everything(framing_c)
-    gc.collect()
-    assert counts() == references
-    assert abs(sys.getallocatedblocks() - blocks) < 20
-    assert abs(len(gc.get_objects()) - objects) < 20
+    differences = []
+    for _ in range(5):  # the interpreter may come to keep something of its own; not each time
+        before = count()
+        for _ in range(20):
+            do_everything(framing_c)
+        differences.append([abs(now - then) for then, now in zip(before, count(), strict=True)])
+        if max(differences[-1]) < 20:
+            return
+    pytest.fail(f"something was lost or kept each time: {differences}")
 
 
 def test_memory_does_not_grow(framing_c: ModuleType) -> None:

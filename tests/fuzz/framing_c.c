@@ -1,59 +1,101 @@
-/* libFuzzer's way into the compiled framing: any bytes are a stream, and options in front of it.
+/* libFuzzer's way into the compiled framing: any bytes are a stream, with three bytes of options before it.
 
-   What is checked besides the sanitizers: nothing but violations ends a reading; the same stream cut
-   otherwise gives the same messages and the same error; every buffer that was lent comes back; a frame
-   that is built from a payload is read as that payload. tests/fuzz/run builds it and runs it. */
+   What is checked besides the sanitizers: nothing but a violation ends a reading; the same stream cut
+   otherwise gives the same messages and the same error; no message is longer than the limit; every buffer
+   that was lent comes back; a frame that is built from a payload is read as that payload. No Python code
+   runs, so that there are many executions in a second. tests/fuzz/run builds it and runs it. */
 
 #include "../../anyio_ws/_framing_c.c"
 #include <stdio.h>
 
-static PyObject *namespace; /* of SETUP below */
+static PyObject *module, *reader_type, *buffers, *inflater, *no_args;
+static Py_ssize_t lent, spare; /* buffers that are out; what they are larger than they have to be */
 
-static const char SETUP[] =
-    "import sys\n"
-    "sys.path.insert(0, ROOT)\n"
-    "import _framing_c\n"
-    "from anyio_ws.deflate import Inflater\n"
-    "class Lender:\n"
-    "    def __init__(self, spare):\n"
-    "        self.out = 0\n"
-    "        self.spare = spare\n"
-    "    def take(self, size):\n"
-    "        self.out += 1\n"
-    "        return bytearray(size + self.spare)\n"
-    "    def give(self, buffer):\n"
-    "        self.out -= 1\n"
-    "        buffer.append(0)\n" /* a BufferError while there is a view of it */
-    "def make(masked, limit, utf8, view, compression, spare):\n"
-    "    lender = None if spare < 0 else Lender(spare)\n"
-    "    inflater = Inflater(True, 15) if compression else None\n"
-    "    return lender, _framing_c.MessageReader(masked=masked, max_message_size=limit, utf8=utf8,\n"
-    "        view=view, inflater=inflater, buffers=lender)\n"
-    "def finish(lender, reader, messages, limit):\n"
-    "    error = reader.error and (reader.error.code, reader.error.reason)\n"
-    "    assert error is None or (reader.finished and error[0] in (1002, 1007, 1008, 1009))\n"
-    "    finished = reader.finished\n"
-    "    reader.close()\n"
-    "    said = []\n"
-    "    for type_, data in messages:\n"
-    "        said.append((type_, type(data), bytes(data) if type(data) is memoryview else data))\n"
-    "        assert len(data) <= max(limit, 125)\n"
-    "        if type(data) is memoryview:\n"
-    "            buffer = data.obj\n"
-    "            data.release()\n"
-    "            if lender is not None:\n"
-    "                lender.give(buffer)\n"
-    "    assert lender is None or lender.out == 0\n"
-    "    return said, error, finished\n";
+static void
+check(bool holds, const char *what)
+{
+    if (!holds) {
+        fprintf(stderr, "%s\n", what);
+        if (PyErr_Occurred()) {
+            PyErr_Print();
+        }
+        abort();
+    }
+}
 
-/* Get something that must be there. */
 static PyObject *
 must(PyObject *object)
 {
-    if (object == NULL || PyErr_Occurred()) {
-        PyErr_Print();
-        abort();
+    check(object != NULL && !PyErr_Occurred(), "an exception");
+    return object;
+}
+
+/* Buffers, and an inflater that makes many bytes of some, none of others, and one of most. */
+
+static PyObject *
+lend(PyObject *self, PyObject *size)
+{
+    lent++;
+    PyObject *buffer = must(PyByteArray_FromStringAndSize(NULL, PyLong_AsSsize_t(size) + spare));
+    memset(PyByteArray_AS_STRING(buffer), 0xEE, (size_t)PyByteArray_GET_SIZE(buffer));
+    return buffer;
+}
+
+static PyObject *
+take_back(PyObject *self, PyObject *buffer)
+{
+    lent--;
+    check(PyByteArray_Resize(buffer, 1000) == 0, "somebody still looks at a buffer that was given back");
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+blow_up(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    const Py_ssize_t room = PyLong_AsSsize_t(args[1]);
+    const uint8_t *in = (const uint8_t *)PyBytes_AS_STRING(args[0]);
+    const Py_ssize_t size = PyBytes_GET_SIZE(args[0]);
+    check(given == 2 && room >= 0 && size > 0, "inflate() is called with room, and data");
+    PyObject *out = must(PyBytes_FromStringAndSize(NULL, Py_MIN(16 * size, room + 1)));
+    uint8_t *bytes = (uint8_t *)PyBytes_AS_STRING(out);
+    Py_ssize_t made = 0;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        for (int times = in[i] < 8 ? 0 : in[i] < 16 ? 16 : 1; times && made <= room; times--) {
+            bytes[made++] = in[i];
+        }
     }
+    check(_PyBytes_Resize(&out, made) == 0, "resized");
+    return out;
+}
+
+static PyObject *
+end_message(PyObject *self, PyObject *room)
+{
+    check(PyLong_AsSsize_t(room) >= 0, "finish() is called with room");
+    return PyBytes_FromStringAndSize("!", PyLong_AsSsize_t(room) > 9);
+}
+
+static PyMethodDef methods[] = {
+    {"take", lend, METH_O},
+    {"give", take_back, METH_O},
+    {"inflate", (PyCFunction)(void (*)(void))blow_up, METH_FASTCALL},
+    {"finish", end_message, METH_O},
+};
+
+/* Make an object with two of the methods. */
+static PyObject *
+make_namespace(const PyMethodDef *first)
+{
+    PyObject *types = must(PyImport_ImportModule("types"));
+    PyObject *class = must(PyObject_GetAttrString(types, "SimpleNamespace"));
+    PyObject *object = must(PyObject_CallNoArgs(class));
+    for (int i = 0; i < 2; i++) {
+        PyObject *method = must(PyCFunction_New((PyMethodDef *)first + i, NULL));
+        check(PyObject_SetAttrString(object, first[i].ml_name, method) == 0, "attribute");
+        Py_DECREF(method);
+    }
+    Py_DECREF(class);
+    Py_DECREF(types);
     return object;
 }
 
@@ -62,107 +104,141 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     PyImport_AppendInittab("_framing_c", PyInit__framing_c);
     Py_InitializeEx(0);
-    namespace = must(PyDict_New());
-    PyObject *root = must(PyUnicode_FromString(FUZZ_ROOT));
-    PyDict_SetItemString(namespace, "ROOT", root);
-    PyDict_SetItemString(namespace, "__builtins__", PyEval_GetBuiltins());
-    Py_DECREF(root);
-    Py_DECREF(must(PyRun_String(SETUP, Py_file_input, namespace, namespace)));
+    check(PyRun_SimpleString("import sys; sys.path.insert(0, '" FUZZ_ROOT "')") == 0, "path");
+    module = must(PyImport_ImportModule("_framing_c"));
+    reader_type = must(PyObject_GetAttrString(module, "MessageReader"));
+    buffers = make_namespace(&methods[0]);
+    inflater = make_namespace(&methods[2]);
+    no_args = must(PyTuple_New(0));
     return 0;
 }
 
 typedef struct {
-    bool masked, utf8, view, compression, as_views;
-    int spare;
+    bool masked, utf8, view, compression, lends;
     long limit;
-} Choice;
+} Options;
 
-/* Read a stream in pieces of changing sizes, whole if *step* is 0; return what the reader says. */
+typedef struct {
+    PyObject *reader, *messages;
+} Reading;
+
 static PyObject *
-read_stream(const Choice *choice, const uint8_t *in, size_t size, unsigned step)
+make_reader(const Options *options)
 {
-    PyObject *pair = must(PyObject_CallFunction(PyDict_GetItemString(namespace, "make"), "iliiii",
-                                                choice->masked, choice->limit, choice->utf8, choice->view,
-                                                choice->compression, choice->spare));
-    PyObject *reader = PyTuple_GET_ITEM(pair, 1);
-    PyObject *messages = must(PyList_New(0));
+    PyObject *kwargs = must(Py_BuildValue(
+        "{sOsOsOslsOsO}", "masked", options->masked ? Py_True : Py_False, "utf8",
+        options->utf8 ? Py_True : Py_False, "view", options->view ? Py_True : Py_False, "max_message_size",
+        options->limit, "inflater", options->compression ? inflater : Py_None, "buffers",
+        options->lends ? buffers : Py_None));
+    PyObject *reader = must(PyObject_Call(reader_type, no_args, kwargs));
+    Py_DECREF(kwargs);
+    return reader;
+}
+
+/* Read a stream in pieces of changing sizes, or whole if *step* is 0. Each piece is a block of memory of its
+   own, so that reading beyond it is found. */
+static Reading
+read_stream(const Options *options, const uint8_t *in, size_t size, unsigned step)
+{
+    Reading reading = {make_reader(options), must(PyList_New(0))};
     do {
-        size_t taken = step == 0 || step > size ? size : step;
+        const size_t taken = step == 0 || step > size ? size : step;
         step = step * 5 % 61 + (step != 0);
-        PyObject *piece = must(PyBytes_FromStringAndSize((const char *)in, (Py_ssize_t)taken));
-        if (choice->as_views) {
-            PyObject *bytes = piece;
-            piece = must(PyMemoryView_FromObject(bytes));
-            Py_DECREF(bytes);
-        }
-        PyObject *more = must(PyObject_CallMethod(reader, "feed", "O", piece));
+        uint8_t *block = malloc(taken + !taken);
+        memcpy(block, in, taken);
+        PyObject *piece = must(PyMemoryView_FromMemory((char *)block, (Py_ssize_t)taken, PyBUF_READ));
+        PyObject *more = must(reader_feed(reading.reader, piece));
         Py_DECREF(piece);
-        PyObject *sum = must(PySequence_InPlaceConcat(messages, more));
+        free(block);
+        if (PyList_GET_SIZE(more)) {
+            const Py_ssize_t end = PyList_GET_SIZE(reading.messages);
+            check(PyList_SetSlice(reading.messages, end, end, more) == 0, "appended");
+        }
         Py_DECREF(more);
-        Py_DECREF(messages);
-        messages = sum;
         in += taken, size -= taken;
     } while (size);
-    PyObject *said = must(PyObject_CallFunction(PyDict_GetItemString(namespace, "finish"), "OOOl",
-                                                PyTuple_GET_ITEM(pair, 0), reader, messages, choice->limit));
-    Py_DECREF(messages);
-    Py_DECREF(pair);
-    return said;
+    return reading;
 }
 
 static void
-check_cuts(const Choice *choice, const uint8_t *in, size_t size, uint8_t step)
+check_error(const Reader *reader)
 {
-    PyObject *whole = read_stream(choice, in, size, 0);
-    PyObject *cut = read_stream(choice, in, size, 1 + step);
-    /* Of data that is invalid in more than one way zlib says first what it meets first in one call. */
-    const bool same = choice->compression ? PyTuple_GET_ITEM(whole, 2) == PyTuple_GET_ITEM(cut, 2)
-                                          : PyObject_RichCompareBool(whole, cut, Py_EQ) == 1;
-    if (!same) {
-        PyObject_Print(whole, stderr, 0);
-        PyObject_Print(cut, stderr, 0);
-        abort();
+    if (reader->error == Py_None) {
+        return;
     }
-    Py_DECREF(whole);
-    Py_DECREF(cut);
+    PyObject *code = must(PyObject_GetAttrString(reader->error, "code"));
+    const long value = PyLong_AsLong(code);
+    check(value == 1002 || (value >= 1007 && value <= 1009), "an error has one of four codes");
+    check(reader->finished == Py_True, "an error is the end");
+    Py_DECREF(code);
 }
 
-/* Build a frame of the bytes, read it back, mask the bytes in place twice. */
+/* Two readings of one stream said the same. */
 static void
-check_writing(const uint8_t *in, size_t size, const uint8_t *key)
+compare(const Reading *one, const Reading *other)
+{
+    const Reader *a = (Reader *)one->reader, *b = (Reader *)other->reader;
+    check_error(a);
+    PyObject *texts[] = {must(PyObject_Str(a->error)), must(PyObject_Str(b->error))};
+    check(PyUnicode_Compare(texts[0], texts[1]) == 0, "another error");
+    Py_DECREF(texts[0]);
+    Py_DECREF(texts[1]);
+    check(a->finished == b->finished, "another end");
+    check(PyObject_RichCompareBool(one->messages, other->messages, Py_EQ) == 1, "other messages");
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(one->messages); i++) {
+        check(Py_TYPE(PyTuple_GET_ITEM(PyList_GET_ITEM(one->messages, i), 1))
+                  == Py_TYPE(PyTuple_GET_ITEM(PyList_GET_ITEM(other->messages, i), 1)),
+              "another type");
+    }
+}
+
+/* Do what a consumer has to do, and lose the connection: then nothing is lent any more. */
+static void
+finish_reading(Reading *reading, const Options *options)
+{
+    const Py_ssize_t most = Py_MAX(options->limit, CONTROL_MOST);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(reading->messages); i++) {
+        PyObject *data = PyTuple_GET_ITEM(PyList_GET_ITEM(reading->messages, i), 1);
+        check(PyObject_Size(data) <= most, "a message is longer than the limit");
+        if (PyMemoryView_Check(data)) {
+            PyObject *buffer = Py_NewRef(PyMemoryView_GET_BASE(data));
+            Py_DECREF(must(PyObject_CallMethod(data, "release", NULL)));
+            if (options->lends) {
+                Py_DECREF(take_back(NULL, buffer));
+            }
+            Py_DECREF(buffer);
+        }
+    }
+    Py_DECREF(must(reader_close(reading->reader, NULL)));
+    check(lent == 0, "a buffer was kept");
+    Py_DECREF(reading->messages);
+    Py_DECREF(reading->reader);
+}
+
+/* Build a frame of the bytes, read it back, and mask the bytes in place twice. */
+static void
+check_writing(const uint8_t *in, size_t size)
 {
     PyObject *payload = must(PyByteArray_FromStringAndSize((const char *)in, (Py_ssize_t)size));
-    PyObject *module = PyDict_GetItemString(namespace, "_framing_c");
-    PyObject *masking_key = must(PyBytes_FromStringAndSize((const char *)key, KEY_SIZE));
-    PyObject *args = must(Py_BuildValue("(iO)", BINARY, payload));
-    PyObject *kwargs = must(Py_BuildValue("{sO}", "masking_key", masking_key));
-    PyObject *method = must(PyObject_GetAttrString(module, "frame"));
-    PyObject *frame = must(PyObject_Call(method, args, kwargs));
-    const Choice choice = {.masked = true, .spare = -1, .limit = 1 << 20};
-    PyObject *said = read_stream(&choice, (const uint8_t *)PyBytes_AS_STRING(frame),
-                                 (size_t)PyBytes_GET_SIZE(frame), 0);
-    PyObject *message = PyList_GET_ITEM(PyTuple_GET_ITEM(said, 0), 0);
-    if (PyObject_RichCompareBool(PyTuple_GET_ITEM(message, 2), payload, Py_EQ) != 1) {
-        abort();
-    }
+    PyObject *key = must(PyBytes_FromStringAndSize((const char *)in, KEY_SIZE));
+    PyObject *frame = must(build_frame(FIN | BINARY, in, size, in));
+    const Options options = {.masked = true, .limit = 1 << 20};
+    Reading reading = read_stream(&options, (const uint8_t *)PyBytes_AS_STRING(frame),
+                                  (size_t)PyBytes_GET_SIZE(frame), 0);
+    check(PyList_GET_SIZE(reading.messages) == 1, "one message");
+    PyObject *data = PyTuple_GET_ITEM(PyList_GET_ITEM(reading.messages, 0), 1);
+    check(PyObject_RichCompareBool(data, payload, Py_EQ) == 1, "what was framed is read");
+    finish_reading(&reading, &options);
+    State *state = PyModule_GetState(module);
+    PyObject *const args[] = {payload, key, Py_True};
+    PyObject *kwnames = must(PyTuple_Pack(1, state->mask_names[NAME_IN_PLACE]));
     for (int i = 0; i < 2; i++) {
-        PyObject *mask_args = must(Py_BuildValue("(OO)", payload, masking_key));
-        PyObject *mask_kwargs = must(Py_BuildValue("{sO}", "in_place", Py_True));
-        PyObject *mask_method = must(PyObject_GetAttrString(module, "mask"));
-        Py_DECREF(must(PyObject_Call(mask_method, mask_args, mask_kwargs)));
-        Py_DECREF(mask_method);
-        Py_DECREF(mask_args);
-        Py_DECREF(mask_kwargs);
+        Py_DECREF(must(framing_mask(module, args, 2, kwnames)));
     }
-    if (memcmp(PyByteArray_AS_STRING(payload), in, size) != 0) {
-        abort();
-    }
-    Py_DECREF(said);
+    check(memcmp(PyByteArray_AS_STRING(payload), in, size) == 0, "masked twice is not masked");
+    Py_DECREF(kwnames);
     Py_DECREF(frame);
-    Py_DECREF(method);
-    Py_DECREF(kwargs);
-    Py_DECREF(args);
-    Py_DECREF(masking_key);
+    Py_DECREF(key);
     Py_DECREF(payload);
 }
 
@@ -173,18 +249,31 @@ LLVMFuzzerTestOneInput(const uint8_t *in, size_t size)
     if (size < 3) {
         return 0;
     }
-    const Choice choice = {
+    const Options options = {
         .masked = in[0] & 1,
         .utf8 = !(in[0] & 2),
         .view = in[0] & 4,
         .compression = in[0] & 8,
-        .as_views = in[0] & 16,
-        .spare = in[0] & 32 ? (in[0] & 64 ? 0 : 7) : -1,
+        .lends = in[0] & 16,
         .limit = limits[in[1] % 4],
     };
-    check_cuts(&choice, in + 3, size - 3, in[2]);
-    if (in[1] & 128 && size > 3 + KEY_SIZE) {
-        check_writing(in + 3, size - 3, in + 3);
+    spare = in[0] & 32 ? 7 : 0;
+    const bool writes = in[1] & 128 && size > 3 + KEY_SIZE;
+    const unsigned step = 1 + in[2];
+    in += 3, size -= 3;
+    Reading whole = read_stream(&options, in, size, 0), cut = read_stream(&options, in, size, step);
+    compare(&whole, &cut);
+    /* Both at once, because each counts what is lent. */
+    PyObject *cut_messages = cut.messages;
+    cut.messages = must(PyList_New(0));
+    const Py_ssize_t end = PyList_GET_SIZE(whole.messages);
+    check(PyList_SetSlice(whole.messages, end, end, cut_messages) == 0, "joined");
+    Py_DECREF(cut_messages);
+    Py_DECREF(must(reader_close(cut.reader, NULL)));
+    finish_reading(&whole, &options);
+    finish_reading(&cut, &options);
+    if (writes) {
+        check_writing(in, size);
     }
     return 0;
 }

@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, stream in enumerate(streams):
         for masked in (False, True):
-            for options in (0x00, 0x04, 0x08, 0x2C, 0x60):
+            for options in (0x00, 0x04, 0x08, 0x1C, 0x34):
                 wire = b"".join(build_frame(first, payload, masked=masked) for first, payload in stream)
                 name = f"{number}-{masked:d}-{options:02x}"
                 (folder / name).write_bytes(bytes([options | masked, 0x83, 4]) + wire)
