@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -64,6 +64,39 @@ class Conn(ObjectStream["str | bytes"]):
     :ivar id: a number that no other connection of this process has
     """
 
+    __slots__ = (
+        "_answer",
+        "_buffers",
+        "_cause",
+        "_checks",
+        "_clock",
+        "_compression",
+        "_config",
+        "_deadlines",
+        "_discarding",
+        "_end",
+        "_failed",
+        "_gone",
+        "_inbox",
+        "_input_ended",
+        "_is_gone",
+        "_keepalive_ping",
+        "_latency",
+        "_leaving",
+        "_manual",
+        "_next_ping",
+        "_our_close",
+        "_pending_pong",
+        "_pings",
+        "_protocol",
+        "_reads",
+        "_room",
+        "_subprotocol",
+        "_transport",
+        "_views",
+        "id",
+    )
+
     def __init__(
         self,
         role: Role,
@@ -96,7 +129,8 @@ class Conn(ObjectStream["str | bytes"]):
         self._room: anyio.Event | None = None  # set when writers wait
         self._pending_pong: bytes | None = None
         # The end.
-        self._gone = anyio.Event()
+        self._is_gone = False
+        self._gone: anyio.Event | None = None  # set when somebody waits for it
         self._cause: Exception | None = None
         self._our_close: tuple[int, str] | None = None
         self._end: tuple[float, Deadline] | None = None
@@ -317,7 +351,7 @@ class Conn(ObjectStream["str | bytes"]):
             await ping.answered.wait()
         finally:
             self._pings.pop(payload, None)
-        if self._gone.is_set():
+        if self._is_gone:
             raise self._closed_error(sending=True)
         self._latency = ping.latency
         return ping.latency
@@ -429,7 +463,7 @@ class Conn(ObjectStream["str | bytes"]):
             raise self._closed_error(sending=False)
         return message
 
-    async def dispatch_all(self, hook: Hook, *, by_data: bool = False) -> None:
+    def dispatch_all(self, hook: Hook, *, by_data: bool = False) -> Awaitable[None]:
         """Give each message to *hook*, one at a time and in order, until the connection ends.
 
         :param hook: takes a :class:`Message`
@@ -439,8 +473,7 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if self._config.message_view:
             hook, by_data = partial(self._views.call, hook, by_data), False
-        await self._inbox.dispatch_all(hook, by_data=by_data)
-        self._finish_input()
+        return self._inbox.dispatch_all(hook, by_data, self._finish_input)
 
     def discard_messages(self) -> None:
         """Forget the messages that nobody will receive any more."""
@@ -462,7 +495,7 @@ class Conn(ObjectStream["str | bytes"]):
         Cancellation: the connection is closed all the same; only the waiting ends.
         """
         self.close_nowait(code, reason)
-        await self._gone.wait()
+        await self.wait_gone()
 
     async def close_with_code(self, code: int) -> None:
         """Close with a code and no reason; see :meth:`close`."""
@@ -498,7 +531,7 @@ class Conn(ObjectStream["str | bytes"]):
         try:
             if self._protocol.state is State.CONNECTING:
                 self.abort()
-                await self._gone.wait()
+                await self.wait_gone()
             else:
                 await self.close()
         except anyio.get_cancelled_exc_class():
@@ -510,7 +543,7 @@ class Conn(ObjectStream["str | bytes"]):
 
         :param cause: what the errors of later calls name as their cause
         """
-        if not self._gone.is_set():
+        if not self._is_gone:
             self._cause = self._cause or cause
             self._protocol.lost()
             self._wake_writers()
@@ -530,7 +563,9 @@ class Conn(ObjectStream["str | bytes"]):
 
     async def wait_gone(self) -> None:
         """Wait until the connection is gone and its transport closed."""
-        await self._gone.wait()
+        if not self._is_gone:
+            self._gone = self._gone or anyio.Event()
+            await self._gone.wait()
 
     def _send_close(self, code: int, reason: str) -> None:
         if self._protocol.can(Move.SEND_CLOSE):
@@ -564,7 +599,7 @@ class Conn(ObjectStream["str | bytes"]):
     def _end_by(self, timeout: float, callback: Callable[[], None]) -> None:
         """Set the time of the end; it may come earlier than was set before, and never later."""
         when = anyio.current_time() + timeout
-        if self._gone.is_set() or (self._end is not None and self._end[0] <= when):
+        if self._is_gone or (self._end is not None and self._end[0] <= when):
             return
         if self._end is not None:
             self._end[1].cancel()
@@ -587,7 +622,7 @@ class Conn(ObjectStream["str | bytes"]):
 
     def _finish_input(self) -> None:
         """Answer what ended the input, once the messages before it are dealt with (or never will be)."""
-        if self._gone.is_set() or self._protocol.state is State.CLOSED or self._leaving:
+        if self._is_gone or self._protocol.state is State.CLOSED or self._leaving:
             return
         if self._protocol.error is not None:
             self.fail(self._protocol.error.code, self._protocol.error.reason)
@@ -713,7 +748,9 @@ class Conn(ObjectStream["str | bytes"]):
         for deadline in (end, self._answer, self._next_ping, *self._checks):
             if deadline is not None:
                 deadline.cancel()
-        self._gone.set()
+        self._is_gone = True
+        if self._gone is not None:
+            self._gone.set()
         self._inbox.end()
         self._pending_pong = None
         self._wake_writers()

@@ -169,7 +169,10 @@ class Session(Protocol):
     manual: frozenset[MessageType]
     hooked: bool
 
-    async def run(self, conn: Any) -> None:
+    async def begin(self) -> None:
+        """Tell the user's code that the connection is open; raises whatever it raises."""
+
+    def run(self, conn: Any) -> Awaitable[None]:
         """Deal with the connection until it ends; raises whatever the user's code raises."""
 
     async def close(self) -> None:
@@ -222,12 +225,15 @@ class _HandlerSession:
         self._hooks = hooks_of(kind)
         self.manual = self._hooks.manual
 
-    async def run(self, conn: Any) -> None:
+    async def begin(self) -> None:
         await self._hooks.after_init(self._handler, self._app)
-        if self._hooks.by_data:
-            await conn.dispatch_all(self._handler.client_message, by_data=True)
-        else:
-            await conn.dispatch_all(self._hooks.dispatch(self._handler, self._scratch))
+
+    def run(self, conn: Any) -> Awaitable[None]:
+        # What this returns is awaited as long as the connection lives: the fewer frames the better.
+        by_data = self._hooks.by_data
+        hook = self._handler.client_message if by_data else self._hooks.dispatch(self._handler, self._scratch)
+        result: Awaitable[None] = conn.dispatch_all(hook, by_data=by_data)
+        return result
 
     async def close(self) -> None:
         await self._hooks.close(self._handler)
@@ -261,6 +267,9 @@ class _FunctionSession:
     def __init__(self, function: Callable[..., Awaitable[object]], arguments: dict[str, object]) -> None:
         self._function = function
         self._arguments = arguments
+
+    async def begin(self) -> None:
+        """There is nothing to tell: the function begins with the connection."""
 
     async def run(self, conn: Any) -> None:
         await self._function(**self._arguments)

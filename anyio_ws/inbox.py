@@ -33,6 +33,7 @@ _MESSAGE_COST = 64  # bytes that a message in the queue is counted with beside i
 _FAIR = 256  # messages after which other tasks get their turn
 _NOT_BEGUN: Final = object()
 _OVER: Final = object()
+_EMPTY: deque[Message] = deque()  # of all connections whose messages never had to wait
 
 
 class Inbox:
@@ -88,7 +89,7 @@ class Inbox:
         self._control = control
         self._discards = False
         self._forget = forget
-        self._queue: deque[Message] = deque()
+        self._queue = _EMPTY
         self._bytes = 0
         self._poller = current_poller()
         self._bell = self._poller.bell()  # for who asks
@@ -145,6 +146,8 @@ class Inbox:
             if self._discards:
                 self._forget(message)
             else:
+                if self._queue is _EMPTY:
+                    self._queue = deque()
                 self._queue.append(message)
                 self._bytes += len(message.data) + _MESSAGE_COST
 
@@ -249,11 +252,12 @@ class Inbox:
 
     # --- an application that is called ------------------------------------------------------------
 
-    async def dispatch_all(self, hook: Hook, *, by_data: bool = False) -> None:
+    async def dispatch_all(self, hook: Hook, by_data: bool, finish: Callable[[], None]) -> None:
         """Call a hook for each message, one at a time and in order, until there will be none.
 
         :param hook: takes a message
         :param by_data: it takes the message's data instead
+        :param finish: called when all has been dealt with
         :raises anyio.BusyResourceError: when another task waits already
 
         Raises what the hook raises. Cancellation: reaches a hook that is at work.
@@ -265,33 +269,33 @@ class Inbox:
         self._task, self._context = self._poller.current_task(), copy_context()
         self.busy = False
         try:
-            while True:
+            while not self.ended or self._queue:
                 if self._queue:
                     await self._dispatch_queue(hook)
-                elif self.ended:
-                    return
-                else:
-                    await self._wait_for_a_message()
+                    continue
+                cancelled: BaseException | None = None
+                try:
+                    await self._hook_bell.wait()
+                except BaseException as exc:
+                    if self._sleeping is None and self._error is None:
+                        raise
+                    cancelled = exc  # it came between the bell and us: the hook is to be told
+                if self._sleeping is not None or self._error is not None:
+                    await self._go_on(cancelled)
         finally:
             self._hook, self._task = None, None
             self.busy = False
+        finish()
 
-    async def _wait_for_a_message(self) -> None:
-        """Park; then finish what has begun meanwhile, if anything has."""
-        cancelled: BaseException | None = None
-        try:
-            await self._hook_bell.wait()
-        except BaseException as exc:
-            if self._sleeping is None and self._error is None:
-                raise
-            cancelled = exc  # it came between the bell and us: the hook is to be told
+    async def _go_on(self, cancelled: BaseException | None) -> None:
+        """Finish what has begun in our place: a hook that went to sleep, or failed."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        if self._sleeping is not None:
-            (coroutine, waits_for), self._sleeping = self._sleeping, None
-            await self._run(coroutine, waits_for, cancelled)
-            self.busy = False
+        assert self._sleeping is not None
+        (coroutine, waits_for), self._sleeping = self._sleeping, None
+        await self._run(coroutine, waits_for, cancelled)
+        self.busy = False
 
     async def _dispatch_queue(self, hook: Hook) -> None:
         """Call the hook for all that waits; the replies leave in one send."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import socket
 import ssl
 import stat
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
+from anyio import TaskHandle
 from anyio.abc import AnyByteStream, ByteStream, SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSStream
 
@@ -364,7 +366,7 @@ class _Listening:
             link = _Link(self, stream)
             self.links.add(link)
             self.service.accepted += 1
-            self.tasks.start_soon(link.run)
+            link.start(self.tasks)
 
     async def _wait_for_slot(self) -> None:
         while len(self.links) >= self.service.config.max_conn:
@@ -396,14 +398,14 @@ class _Listening:
         self._hooks_cancelled = True
         if self.stopping.is_set():
             for link in self.links:
-                link.scope.cancel()
+                link.cancel_hooks()
 
     async def _wind_down(self) -> None:
         """Say goodbye to everybody, wait for a bounded time, and cut those who are left."""
         for link in self.links:
             link.go_away(*self._farewell)
             if self._hooks_cancelled:
-                link.scope.cancel()
+                link.cancel_hooks()
         with anyio.move_on_after(self.service.config.shutdown_timeout):
             await self._until_empty()
         for link in self.links:
@@ -417,18 +419,30 @@ class _Listening:
 
 
 class _Link:
-    """One accepted connection and its task, from ``accept`` to the closed socket.
+    """One accepted connection and its task, from ``accept`` to the closed socket."""
 
-    :ivar scope: around everything that the user's code does
-    """
+    __slots__ = (
+        "_accepted",
+        "_closing",
+        "_config",
+        "_conn",
+        "_end",
+        "_id",
+        "_listening",
+        "_opening",
+        "_reader",
+        "_task",
+        "_transport",
+    )
 
     def __init__(self, listening: _Listening, accepted: AnyByteStream | ConnectedSocket) -> None:
-        self.scope = anyio.CancelScope()
+        self._task: TaskHandle[None]
         self._listening = listening
         self._config = listening.service.config
         self._accepted: Any = accepted
-        self._opening = anyio.CancelScope()
-        self._closing = anyio.CancelScope(shield=True)
+        self._opening: anyio.CancelScope | None = anyio.CancelScope()
+        self._closing: anyio.CancelScope | None = None
+        self._end = math.inf  # when the handler's close must be over
         self._transport: Transport | None = None
         self._reader: RequestReader | None = None
         self._conn: Conn | None = None
@@ -439,27 +453,44 @@ class _Link:
         """Whether the opening handshake is done."""
         return self._conn is not None
 
+    def start(self, tasks: TaskGroup) -> None:
+        """Serve the connection in a task of its own."""
+        self._task = tasks.start_soon(self._serve, name="connection")
+
     def go_away(self, code: int, reason: str) -> None:
         """Send a Close, or refuse the opening handshake, because the server stops."""
         if self._conn is not None:
             self._conn.go_away(code, reason)
-        else:
+        elif self._opening is not None:
             self._opening.cancel()
+
+    def cancel_hooks(self) -> None:
+        """Cancel what the user's code does; its ``close`` is still called."""
+        self._task.cancel()
 
     def cut(self, grace: float) -> None:
         """End the connection at once; only the handler's ``close`` has *grace* seconds left."""
-        self.scope.cancel()
-        self._closing.deadline = anyio.current_time() + grace
+        self._task.cancel()
+        self._end = anyio.current_time() + grace
+        if self._closing is not None:
+            self._closing.deadline = self._end
         if self._transport is not None:
             self._transport.abort()
 
-    async def run(self) -> None:
+    async def _serve(self) -> None:
         """Serve the connection; no error of it gets out of here."""
         try:
-            with self.scope:
-                session = await self._open()
-                if session is not None:
-                    await self._run(session)
+            session = await self._open()
+            if session is None:
+                return
+            assert self._conn is not None
+            try:
+                await session.begin()
+                await session.run(self._conn)
+            except Exception as exc:  # noqa: BLE001 - it ends this connection and nothing else
+                self._judge(exc, self._conn)
+            finally:
+                await self._close(session, self._conn)
         except Exception as exc:  # noqa: BLE001 - logged; nobody else may be disturbed by it
             self._failed(exc)
         except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
@@ -479,10 +510,11 @@ class _Link:
 
     async def _open(self) -> Session | None:
         """Do the opening handshake under its deadline; return ``None`` when it was refused."""
-        self._opening.deadline = anyio.current_time() + self._config.handshake.timeout
-        listening = self._listening
+        listening, opening = self._listening, self._opening
+        assert opening is not None
+        opening.deadline = anyio.current_time() + self._config.handshake.timeout
         refusal: bytes = b""
-        with self._opening:
+        with opening:
             try:
                 return await self._handshake()
             except _Answered as answer:
@@ -493,7 +525,7 @@ class _Link:
             except _BAD_STREAM as exc:
                 address = shown(self._remote_address)
                 listening.losses.log(logging.DEBUG, "lost %s in its opening handshake: %s", address, exc)
-        if self._opening.cancelled_caught:
+        if opening.cancelled_caught:
             refusal = self._refuse_late()
         if self._transport is not None:
             await self._leave(self._transport, refusal)
@@ -557,6 +589,7 @@ class _Link:
             # The peer has gone while the user's code was busy.
             raise anyio.BrokenResourceError from exc
         self._conn = conn
+        self._opening = self._reader = None  # an open connection has no use for them
         return session
 
     async def _make_transport(self) -> Transport:
@@ -607,25 +640,20 @@ class _Link:
 
     # --- the connection -----------------------------------------------------------------------------
 
-    async def _run(self, session: Session) -> None:
-        conn = self._conn
-        assert conn is not None
-        try:
-            try:
-                await session.run(conn)
-            except ConnectionClosed as exc:
-                if not conn.is_closed:  # it was about another connection
-                    self._failed(exc)
-            except Exception as exc:  # noqa: BLE001 - it ends this connection and nothing else
-                if not _only_closed(exc) or not conn.is_closed:
-                    self._failed(exc)
-        finally:
-            conn.go_away(CloseCode.NORMAL_CLOSURE, "")
-            with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
-                await conn.wait_gone()
-            conn.discard_messages()
-            with self._closing:
-                await session.close()
+    def _judge(self, exc: Exception, conn: Conn) -> None:
+        """Deal with what came out of the user's code: the end of its connection is no failure."""
+        is_about_the_end = isinstance(exc, ConnectionClosed) or _only_closed(exc)
+        if not is_about_the_end or not conn.is_closed:  # it may be about another connection
+            self._failed(exc)
+
+    async def _close(self, session: Session, conn: Conn) -> None:
+        """End the connection, whatever has come before, and tell the user's code."""
+        conn.go_away(CloseCode.NORMAL_CLOSURE, "")
+        with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
+            await conn.wait_gone()
+        conn.discard_messages()
+        with anyio.CancelScope(deadline=self._end, shield=True) as self._closing:
+            await session.close()
 
     def _failed(self, exc: BaseException) -> None:
         logger.error("connection %s: the handler failed", self._id, exc_info=exc)

@@ -15,7 +15,6 @@ import errno
 import os
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import zip_longest
@@ -94,6 +93,33 @@ class SocketTransport:
     """
 
     is_direct = True
+    __slots__ = (
+        "_addresses",
+        "_all_sent",
+        "_await_eof",
+        "_connected",
+        "_deadline",
+        "_deadlines",
+        "_discarded",
+        "_eof",
+        "_error",
+        "_fd",
+        "_finishing",
+        "_gathered",
+        "_half_close",
+        "_outbox",
+        "_outbox_size",
+        "_poller",
+        "_progress",
+        "_rest",
+        "_socket",
+        "_write_timeout",
+        "buffered",
+        "ended",
+        "full",
+        "reading",
+        "receiver",
+    )
 
     def __init__(
         self,
@@ -116,7 +142,7 @@ class SocketTransport:
         self._deadlines = deadlines
         self._outbox_size = outbox_size
         self._write_timeout = write_timeout
-        self._outbox: deque[bytes] = deque()
+        self._outbox: list[bytes] = []
         self._rest: bytes | memoryview = b""  # what the kernel did not take
         self._gathered = False  # the poller will flush us
         self._progress = 0  # bytes taken since the write timeout began
@@ -220,7 +246,7 @@ class SocketTransport:
     def _send_outbox(self) -> None:
         """Send what waits, in one call as far as it is small."""
         while self._outbox and not self._rest:
-            data = self._outbox.popleft() if len(self._outbox) == 1 else self._join()
+            data = self._outbox.pop() if len(self._outbox) == 1 else self._join()
             self.buffered -= len(data)
             self._send(data)
         self._room_may_be_made()
@@ -228,10 +254,15 @@ class SocketTransport:
             self._finish_sending()
 
     def _join(self) -> bytes:
-        pieces, size = [], 0
-        while self._outbox and size < PIECE:
-            pieces.append(self._outbox.popleft())
-            size += len(pieces[-1])
+        """Take what waits off the outbox, about one piece of it."""
+        count = size = 0
+        for data in self._outbox:
+            count += 1
+            size += len(data)
+            if size >= PIECE:
+                break
+        pieces = self._outbox[:count]
+        del self._outbox[:count]
         return b"".join(pieces)
 
     def _send(self, data: bytes | memoryview) -> None:

@@ -62,6 +62,8 @@ class TlsTransport(SocketTransport):
     :param write_timeout: seconds in which the peer must take 64 KiB of what waits
     """
 
+    __slots__ = ("_hands_shaken", "_incoming", "_outgoing", "_over", "_said_goodbye", "_tls")
+
     def __init__(
         self,
         connected: ConnectedSocket,
