@@ -12,6 +12,7 @@ from anyio_ws import Config, Conn, connect
 from anyio_ws.handler import FunctionFactory
 from anyio_ws.testing import (
     Answer,
+    Do,
     MemoryListener,
     ScriptedPeer,
     Step,
@@ -76,7 +77,8 @@ async def test_client_gets_what_came_with_the_answer(style: str, transport: str,
     """The same for a client: forty messages and a Close behind the 101 are received, and answered."""
     script: list[Step] = [
         Until(b"\r\n\r\n"),
-        Answer(lambda received: accept_handshake(received) + messages(None)),
+        Answer(accept_and_send),
+        Do.HALF_CLOSE,
     ]
     listener = MemoryListener() if transport == "memory" else await listen_on_loopback()
     played = Diary()
