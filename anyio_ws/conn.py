@@ -31,7 +31,6 @@ from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame
 from .from_thread import FromThread
 from .inbox import Hook, Inbox
-from .poller import current_poller
 from .protocol import Move, Protocol, Role, State
 from .transport import Address, Transport
 from .views import Views
@@ -122,7 +121,9 @@ class Conn(ObjectStream["str | bytes"]):
         self._manual: frozenset[MessageType] = frozenset()
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
-        self._inbox = Inbox(transport, config.inbox_size, self._control, self._views.give_back)
+        self._inbox = Inbox(
+            transport, deadlines.poller, config.inbox_size, self._control, self._views.give_back
+        )
         self._input_ended = False
         self._discarding = False  # the application closed; it wants no more messages
         # The outbox.
@@ -140,7 +141,7 @@ class Conn(ObjectStream["str | bytes"]):
         # Pings.
         self._pings: dict[bytes, _SentPing] = {}
         self._latency: float | None = None
-        self._clock = current_poller().time
+        self._clock = deadlines.poller.time
         self._reads = 0
         self._next_ping: Deadline | None = None
         self._checks: list[Deadline] = []  # whether each keepalive Ping was followed by anything
@@ -475,6 +476,11 @@ class Conn(ObjectStream["str | bytes"]):
             hook, by_data = partial(self._views.call, hook, by_data), False
         return self._inbox.dispatch_all(hook, by_data, self._finish_input)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection is gone and its transport closed."""
+        return self._is_gone
+
     def discard_messages(self) -> None:
         """Forget the messages that nobody will receive any more."""
         self._inbox.discard()
@@ -598,7 +604,7 @@ class Conn(ObjectStream["str | bytes"]):
 
     def _end_by(self, timeout: float, callback: Callable[[], None]) -> None:
         """Set the time of the end; it may come earlier than was set before, and never later."""
-        when = anyio.current_time() + timeout
+        when = self._deadlines.poller.loop_time() + timeout
         if self._is_gone or (self._end is not None and self._end[0] <= when):
             return
         if self._end is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import anyio
 
 from .from_thread import LoopThread
+from .poller import current_poller
 
 
 class Deadline:
@@ -34,10 +35,12 @@ class Deadlines:
     """The deadlines of a server or a client; :meth:`run` must run in a task of its own.
 
     :ivar thread: the event loop that they belong to, and with them the connections
+    :ivar poller: what that event loop does for connections
     """
 
     def __init__(self) -> None:
         self.thread = LoopThread()
+        self.poller = current_poller()
         self._heap: list[tuple[float, int, Deadline]] = []
         self._order = itertools.count()
         self._earlier = anyio.Event()
@@ -45,7 +48,7 @@ class Deadlines:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Deadline:
         """Have *callback* called in *seconds*, by the task that runs :meth:`run`."""
         deadline = Deadline(callback)
-        when = anyio.current_time() + seconds
+        when = self.poller.loop_time() + seconds
         if not self._heap or when < self._heap[0][0]:
             self._earlier.set()
         heapq.heappush(self._heap, (when, next(self._order), deadline))

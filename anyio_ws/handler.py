@@ -164,10 +164,12 @@ class Session(Protocol):
 
     :ivar manual: the control frames that are handed over and not answered for it
     :ivar hooked: whether it is told of messages, and so is known to be at work before the first
+    :ivar hears_close: whether it is told that the connection is gone
     """
 
     manual: frozenset[MessageType]
     hooked: bool
+    hears_close: bool
 
     async def begin(self) -> None:
         """Tell the user's code that the connection is open; raises whatever it raises."""
@@ -224,6 +226,7 @@ class _HandlerSession:
         kind: type = type(handler)
         self._hooks = hooks_of(kind)
         self.manual = self._hooks.manual
+        self.hears_close = "close" in self._hooks.parameters
 
     async def begin(self) -> None:
         await self._hooks.after_init(self._handler, self._app)
@@ -263,6 +266,7 @@ class _FunctionSession:
 
     manual: frozenset[MessageType] = frozenset()
     hooked = False
+    hears_close = False
 
     def __init__(self, function: Callable[..., Awaitable[object]], arguments: dict[str, object]) -> None:
         self._function = function

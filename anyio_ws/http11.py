@@ -64,10 +64,11 @@ class Headers(MutableMapping[str, str]):
     that would not survive the wire is a ``ValueError`` at once.
     """
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_index", "_pairs")
 
     def __init__(self, pairs: HeaderPairs = ()) -> None:
         self._pairs: list[tuple[str, str]] = []
+        self._index: dict[str, list[str]] | None = None  # by lower-case name, made when it is asked for
         if isinstance(pairs, Headers):
             pairs = pairs.pairs()
         for name, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
@@ -95,11 +96,15 @@ class Headers(MutableMapping[str, str]):
         except UnicodeEncodeError:
             raise ValueError(f"header {name}: the value is not ISO-8859-1") from None
         self._pairs.append((name, value))
+        self._index = None
 
     def get_all(self, name: str) -> list[str]:
         """Return the values of all headers of that name, in order."""
-        name = name.lower()
-        return [value for key, value in self._pairs if key.lower() == name]
+        if self._index is None:
+            self._index = {}
+            for key, value in self._pairs:
+                self._index.setdefault(key.lower(), []).append(value)
+        return list(self._index.get(name.lower(), ()))
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return all headers in order, repeated names included."""
@@ -117,6 +122,7 @@ class Headers(MutableMapping[str, str]):
         pair = self._pairs.pop()
         self._remove(name)
         self._pairs.append(pair)
+        self._index = None
 
     def __delitem__(self, name: str) -> None:
         if not self._remove(name):
@@ -124,6 +130,7 @@ class Headers(MutableMapping[str, str]):
 
     def _remove(self, name: str) -> int:
         before = len(self._pairs)
+        self._index = None
         self._pairs = [pair for pair in self._pairs if pair[0].lower() != name.lower()]
         return before - len(self._pairs)
 

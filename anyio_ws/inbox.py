@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 
 from .events import Message, MessageType
-from .poller import Bell, current_poller
+from .poller import Bell, Poller
 from .transport import Transport
 
 Hook = Callable[[Any], Any]
@@ -40,6 +40,7 @@ class Inbox:
     """The received messages of one connection.
 
     :param transport: paused while too much waits
+    :param poller: that of the event loop
     :param size: bytes that may wait; reading goes on when half of them are gone
     :param control: deals with a control frame, and tells whether the application gets it as well
     :param forget: called with each message that nobody gets
@@ -77,6 +78,7 @@ class Inbox:
     def __init__(
         self,
         transport: Transport,
+        poller: Poller,
         size: int,
         control: Callable[[Message], bool],
         forget: Callable[[Message], object],
@@ -91,8 +93,8 @@ class Inbox:
         self._forget = forget
         self._queue = _EMPTY
         self._bytes = 0
-        self._poller = current_poller()
-        self._bell = self._poller.bell()  # for who asks
+        self._poller = poller
+        self._bell = poller.bell()  # for who asks
         self._is_asked = False
         self._served = 0  # messages since another task had its turn
         # Hooks: who calls them, and the one that has begun elsewhere and went to sleep, or failed.

@@ -58,13 +58,15 @@ class Poller(Protocol):
     :ivar buffer: what all sockets receive into, one at a time; valid until the event loop runs again
     :ivar watches_sockets: whether it can watch sockets; not every event loop can
     :ivar steps: whether :meth:`run_as` takes the identity of the task, so that coroutines may be stepped
-    :ivar time: the clock, in seconds; that of the event loop where it is fine enough
+    :ivar loop_time: the clock that AnyIO's deadlines go by, in seconds
+    :ivar time: the clock for measuring, in seconds; that of the event loop where it is fine enough
     :ivar corked: whether what is written is gathered; those who have something are in ``waiting``
     """
 
     buffer: memoryview
     watches_sockets: bool
     steps: bool
+    loop_time: Callable[[], float]
     time: Callable[[], float]
     corked: bool
     waiting: list[Corked]
@@ -162,6 +164,7 @@ class _AsyncioPoller(_Corking):
         self._tasks: set[asyncio.Task[None]] = set()
         self.watches_sockets = _can_add_reader(loop)
         # uvloop's own clock stands still while the loop runs.
+        self.loop_time: Callable[[], float] = loop.time
         is_fine = isinstance(loop, asyncio.BaseEventLoop)
         self.time: Callable[[], float] = loop.time if is_fine else time.monotonic
         self.call_soon: Callable[[Callback], Any] = loop.call_soon
@@ -253,7 +256,7 @@ class _TrioPoller(_Corking):
         self._trio: Any = trio.lowlevel
         self._new_scope: Callable[[], Any] = trio.CancelScope
         self._token = trio.lowlevel.current_trio_token()
-        self.time: Callable[[], float] = trio.current_time
+        self.time = self.loop_time = trio.current_time
         self.watches_sockets = hasattr(selectors.DefaultSelector, "fileno")
         self._sockets = 0
         self._selector: Any = None

@@ -649,9 +649,12 @@ class _Link:
     async def _close(self, session: Session, conn: Conn) -> None:
         """End the connection, whatever has come before, and tell the user's code."""
         conn.go_away(CloseCode.NORMAL_CLOSURE, "")
-        with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
-            await conn.wait_gone()
+        if not conn.is_gone:
+            with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
+                await conn.wait_gone()
         conn.discard_messages()
+        if not session.hears_close:
+            return
         with anyio.CancelScope(deadline=self._end, shield=True) as self._closing:
             await session.close()
 

@@ -107,6 +107,7 @@ class SocketTransport:
         "_finishing",
         "_gathered",
         "_half_close",
+        "_is_watched",
         "_outbox",
         "_outbox_size",
         "_poller",
@@ -137,7 +138,7 @@ class SocketTransport:
         self._connected = connected
         self._socket = connected.socket
         self._fd = connected.socket.fileno()
-        self._poller = current_poller()
+        self._poller = deadlines.poller
         self._poller.begin()
         self._deadlines = deadlines
         self._outbox_size = outbox_size
@@ -153,6 +154,7 @@ class SocketTransport:
         self._await_eof = False
         self._all_sent = False
         self._eof = False
+        self._is_watched = False
         self._discarded = 0
         self._addresses: tuple[Address, Address] | None = None  # of a socket that is closed
 
@@ -163,23 +165,29 @@ class SocketTransport:
 
     def pause(self) -> None:
         """Stop reading, so that the peer is slowed down."""
-        if self.reading:
-            self.reading = False
-            self._unwatch_readable()
+        self.reading = False
 
     def resume(self) -> None:
         """Read again."""
-        if not self.reading and not self.ended:
+        if not self.ended:
             self.reading = True
-            if not self._eof:
-                self._poller.watch_readable(self._fd, self._readable)
+            self._watch()
 
-    def _unwatch_readable(self) -> None:
-        if not self._eof:
+    def _watch(self) -> None:
+        if not self._is_watched and not self._eof:
+            self._is_watched = True
+            self._poller.watch_readable(self._fd, self._readable)
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
             self._poller.unwatch_readable(self._fd)
 
     def _readable(self) -> None:
         """Receive once; called whenever there is something."""
+        if not self.reading:  # a pause is often over before there is anything
+            self._unwatch()
+            return
         buffer = self._poller.buffer
         try:
             size = self._socket.recv_into(buffer)
@@ -189,7 +197,7 @@ class SocketTransport:
             self._close(exc)
             return
         if not size:
-            self._unwatch_readable()
+            self._unwatch()
             self._eof = True
             self._take_eof()
         elif self._finishing:
@@ -344,7 +352,7 @@ class SocketTransport:
             self._close()
         else:
             self._finishing = True
-            self._unwatch_readable()
+            self._unwatch()
             self._poller.call_soon(self._read_what_is_left)
 
     def _read_what_is_left(self) -> None:
@@ -399,9 +407,8 @@ class SocketTransport:
         self._error = self._error or error
         self._drop_outbox()
         self.ended = self._finishing = True
-        if self.reading:
-            self.reading = False
-            self._unwatch_readable()
+        self.reading = False
+        self._unwatch()
         self._addresses = self.remote_address, self.local_address
         self._socket.close()
         self._poller.end()
@@ -462,6 +469,9 @@ class SocketListener:
     def __init__(self, listener: Any) -> None:
         self._listener = listener
         self._socket: socket.socket = listener.extra(SocketAttribute.raw_socket)
+        self._poller = current_poller()
+        self._bell = self._poller.bell()
+        self._is_watched = False
         self._accepted = 0  # since another task had its turn
 
     async def accept(self) -> ConnectedSocket:
@@ -476,8 +486,7 @@ class SocketListener:
             try:
                 sock, address = self._socket.accept()
             except _RETRY:
-                self._accepted = 0
-                await anyio.wait_readable(self._socket)
+                await self._wait()
                 continue
             self._accepted += 1
             try:
@@ -486,8 +495,29 @@ class SocketListener:
                 sock.close()
                 raise
 
+    async def _wait(self) -> None:
+        self._accepted = 0
+        if not self._is_watched:
+            self._is_watched = True
+            self._poller.begin()
+            self._poller.watch_readable(self._socket.fileno(), self._readable)
+        await self._bell.wait()
+
+    def _readable(self) -> None:
+        if self._bell.is_parked:
+            self._bell.ring()
+        else:  # nobody accepts now: there may be no place for another connection
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._poller.unwatch_readable(self._socket.fileno())
+            self._poller.end()
+
     async def aclose(self) -> None:
         """Stop listening."""
+        self._unwatch()
         await self._listener.aclose()
 
     def extra(self, attribute: Any, default: Any) -> Any:
