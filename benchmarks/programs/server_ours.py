@@ -37,7 +37,7 @@ class Broadcast:
 
     async def client_message(self, data: str) -> None:
         frame = frame_text(data)
-        for conn in self.app:
+        for conn in list(self.app):  # writing may wait, and somebody may come or go
             await conn.write_framed(frame)
 
     def close(self) -> None:
