@@ -24,12 +24,13 @@ from .exceptions import (
     RemoteProtocolError,
     WebSocketError,
 )
-from .framing import Frame, frame_bin, frame_text
+from .framing import frame_bin, frame_text
 from .handshake import Handshake
 from .http11 import Headers, Request, Response
 from .protocol import State
 from .scratch import Scratch
 from .server import Server, serve
+from .threads import blocking_mode
 from .workers import run
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionEnded",
     "ConnectionShut",
-    "Frame",
     "Handshake",
     "HandshakeConfig",
     "HandshakeError",
@@ -65,6 +65,7 @@ __all__ = [
     "ThreadPoolConfig",
     "WebSocketError",
     "__version__",
+    "blocking_mode",
     "broadcast",
     "buffer_provider",
     "connect",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 from .buffers import BufferPool
 from .events import Message, MessageType
 from .scratch import Scratch
+from .threads import ThreadPool, is_async
 
 _ACCEPTED = {
     "client_message": (
@@ -159,6 +161,20 @@ def _shapes(name: str) -> str:
     return " or ".join(f"{name}({', '.join(('self', *shape))})" for shape in _ACCEPTED[name])
 
 
+class Tools(NamedTuple):
+    """What a server gives its handlers to work with.
+
+    :ivar scratch: where a hook's scratch has its buffer from
+    :ivar threads: where ``def`` hooks run, if they do not run in the event loop
+    """
+
+    scratch: BufferPool | None = None
+    threads: ThreadPool | None = None
+
+
+NO_TOOLS = Tools()
+
+
 class Session(Protocol):
     """What runs one connection: a handler with its hooks, or a function.
 
@@ -184,10 +200,10 @@ class Session(Protocol):
 class SessionFactory(Protocol):
     """Makes the session of each connection, while the opening handshake runs."""
 
-    async def __call__(self, scratch: BufferPool | None = None, /, **arguments: object) -> Session:
+    async def __call__(self, tools: Tools = NO_TOOLS, /, **arguments: object) -> Session:
         """Make a session out of ``handshake``, ``conn`` and ``app``.
 
-        :param scratch: where a hook's scratch has its buffer from
+        :param tools: what the handler is given to work with
         """
 
 
@@ -208,10 +224,13 @@ class HandlerFactory:
         self._make = make
         self._names = choose_parameters(make, _PARAMETERS)
 
-    async def __call__(self, scratch: BufferPool | None = None, /, **arguments: object) -> Session:
+    async def __call__(self, tools: Tools = NO_TOOLS, /, **arguments: object) -> Session:
         """Make the handler of a connection; raises whatever the user's code raises."""
-        handler = await settle(self._make(**{name: arguments[name] for name in self._names}))
-        return _HandlerSession(handler, arguments["app"], scratch)
+        make = self._make if tools.threads is None else tools.threads.bind(self._make)
+        handler = await settle(make(**{name: arguments[name] for name in self._names}))
+        if tools.threads is None:
+            return _HandlerSession(handler, arguments["app"], tools.scratch)
+        return _BlockingSession(handler, arguments["app"], tools.scratch, tools.threads)
 
 
 class _HandlerSession:
@@ -242,6 +261,43 @@ class _HandlerSession:
         await self._hooks.close(self._handler)
 
 
+class _BlockingSession(_HandlerSession):
+    """A handler whose ``def`` hooks run in worker threads."""
+
+    def __init__(self, handler: Any, app: object, scratch: BufferPool | None, threads: ThreadPool) -> None:
+        super().__init__(handler, app, scratch)
+        self._threads = threads
+
+    async def run(self, conn: Any) -> None:
+        await self._hooks.after_init(self._bound("after_init"), self._app)
+        hook = self._handler.client_message
+        hooks = self._hooks
+        if "scratch" in hooks.parameters["client_message"] and not is_async(hook):
+            # Clean-up may block as well, so the scratch begins and ends in the thread.
+            hook = partial(_call_with_scratch_here, hook, self._scratch)
+            shape = tuple(name for name in hooks.parameters["client_message"] if name != "scratch")
+            hooks = hooks._replace(parameters={**hooks.parameters, "client_message": shape})
+        bound = self._bound(*_CONTROL_HOOKS.values(), begun=conn.hook_begun)
+        bound.client_message = self._threads.bind(hook, conn.hook_begun)
+        await conn.dispatch_all(hooks.dispatch(bound, self._scratch))
+
+    def _bound(self, *names: str, begun: Callable[[], object] = lambda: None) -> SimpleNamespace:
+        """Return an object with some of the handler's hooks, those that there are."""
+        hooks = {name: getattr(self._handler, name) for name in names if name in self._hooks.parameters}
+        return SimpleNamespace(**{name: self._threads.bind(hook, begun) for name, hook in hooks.items()})
+
+    async def close(self) -> None:
+        await self._hooks.close(self._bound("close"))
+
+
+def _call_with_scratch_here(
+    hook: Callable[..., object], buffers: BufferPool | None, *arguments: object
+) -> object:
+    with Scratch(buffers) as scratch:
+        return hook(scratch, *arguments)
+    return None  # a context of the scratch has swallowed what the hook raised
+
+
 class FunctionFactory:
     """Runs connections with one function, which receives and writes as it likes.
 
@@ -250,13 +306,12 @@ class FunctionFactory:
     """
 
     def __init__(self, function: Callable[..., Awaitable[object]]) -> None:
-        call = type(function).__call__  # of an object that is called like a function
-        if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(call):
+        if not is_async(function):
             raise TypeError(f"handler: an async function is needed, not {function!r}")
         self._function = function
         self._names = choose_parameters(function, _PARAMETERS)
 
-    async def __call__(self, scratch: BufferPool | None = None, /, **arguments: object) -> Session:
+    async def __call__(self, tools: Tools = NO_TOOLS, /, **arguments: object) -> Session:
         """Bind the function to a connection."""
         return _FunctionSession(self._function, {name: arguments[name] for name in self._names})
 

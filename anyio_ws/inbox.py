@@ -113,6 +113,11 @@ class Inbox:
         return not self._queue and not self.busy
 
     @property
+    def waiting(self) -> int:
+        """How many messages wait to be handled."""
+        return len(self._queue)
+
+    @property
     def is_full(self) -> bool:
         """Whether so much waits that nothing more should be read."""
         return self._bytes >= self._size
@@ -248,9 +253,14 @@ class Inbox:
         message = self._queue.popleft()
         self._bytes -= len(message.data) + _MESSAGE_COST
         if not self._transport.reading and not self.ended and self._bytes <= self._size // 2:
+            self.resume()
+        return message
+
+    def resume(self) -> None:
+        """Have the transport read again."""
+        if not self._transport.reading:
             self.resumptions += 1
             self._transport.resume()
-        return message
 
     # --- an application that is called ------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from anyio import TaskHandle
 from anyio.abc import AnyByteStream, ByteStream, SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSStream
 
+from .backlog import Backlog, PacedConn
 from .buffers import BufferPool, BufferStatistics, ConnectionBuffers, MessageStorage, PoolStatistics
 from .config import Config
 from .conn import LINGER, Conn
@@ -34,12 +35,21 @@ from .deadlines import Deadlines
 from .deflate import negotiate
 from .events import CloseCode, build_close
 from .exceptions import ConnectionClosed, InvalidRequest, LocalProtocolError, Reject
-from .handler import FunctionFactory, HandlerFactory, Session, SessionFactory, choose_parameters, settle
+from .handler import (
+    FunctionFactory,
+    HandlerFactory,
+    Session,
+    SessionFactory,
+    Tools,
+    choose_parameters,
+    settle,
+)
 from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
 from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
 from .poller import current_poller
 from .protocol import Role
 from .sockets import ConnectedSocket, SocketListener
+from .threads import ThreadPool, ThreadPoolStatistics
 from .throttle import Throttle
 from .tls import over_socket
 from .transport import Address, Farewell, StreamTransport, Transport, address_of, receive_head
@@ -78,12 +88,14 @@ class ServerStatistics:
     :ivar handshake: the buffers for requests, ``Config.handshake.count``
     :ivar buffers: the buffers for messages that do not arrive whole, ``Config.buffers``
     :ivar scratch: the buffers for scratch memory, ``Config.thread_pool.buffer_size``
+    :ivar thread_pool: the worker threads, ``None`` when the server is not blocking, or not listening
     """
 
     connections: ConnectionStatistics
     handshake: PoolStatistics
     buffers: BufferStatistics
     scratch: PoolStatistics
+    thread_pool: ThreadPoolStatistics | None = None
 
 
 class Server:
@@ -108,7 +120,14 @@ class Server:
         http_handler: HttpHandler | None = None,
     ) -> None:
         factory = handler if isinstance(handler, FunctionFactory) else HandlerFactory(handler)
-        self._service = _Service(config or Config(), factory, http_handler)
+        config = config or Config()
+        if isinstance(factory, FunctionFactory):
+            for name in ("blocking", "message_view"):
+                if getattr(config, name):
+                    raise ValueError(
+                        f"{name}: it is for the hooks of a handler, and has no effect on a function"
+                    )
+        self._service = _Service(config, factory, http_handler)
         self._listening: _Listening | None = None
 
     @property
@@ -131,6 +150,7 @@ class Server:
             service.request_buffers.statistics(),
             service.storage.statistics(),
             service.scratch_buffers.statistics(),
+            listening.thread_statistics() if listening is not None else None,
         )
 
     def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
@@ -245,12 +265,13 @@ class _Service:
         self._http_handler = http_handler
         self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
 
-    async def answer_http(self, request: Request, app: object) -> Response | None:
+    async def answer_http(self, request: Request, app: object, threads: ThreadPool | None) -> Response | None:
         """Have the user answer a request that asks for no WebSocket; ``None`` when there is no answer."""
         if self._http_handler is None or is_upgrade(request):
             return None
         arguments = {"request": request, "app": app}
-        response = await settle(self._http_handler(**{name: arguments[name] for name in self._http_names}))
+        handler = self._http_handler if threads is None else threads.bind(self._http_handler)
+        response = await settle(handler(**{name: arguments[name] for name in self._http_names}))
         if response is not None and not isinstance(response, Response):
             raise TypeError(f"http_handler: a Response or None is needed, not {type(response).__name__}")
         return response
@@ -281,6 +302,10 @@ class _Listening:
         self.app = app
         self.addresses: list[Address] = []
         self.deadlines = Deadlines()
+        config = service.config
+        self.threads = ThreadPool(config.thread_pool.count, config.close_timeout) if config.blocking else None
+        self.backlog = Backlog(config.thread_pool.backlog)
+        self.tools = Tools(service.scratch_buffers, self.threads)
         self.links: set[_Link] = set()
         self.stopping = anyio.Event()
         self.refusals = Throttle(logger, _LINES_PER_SECOND)
@@ -297,6 +322,23 @@ class _Listening:
         self._bell, self._push = socket.socketpair()
         self._bell.setblocking(False)
         self._push.setblocking(False)
+
+    def make_conn(self, transport: Transport) -> Conn:
+        """Make a connection; one whose hooks may have to wait for a thread takes its messages with care."""
+        buffers = ConnectionBuffers(self.service.storage)
+        arguments = Role.SERVER, transport, self.deadlines, self.service.config, buffers
+        if self.threads is None:
+            return Conn(*arguments)
+        return PacedConn(*arguments, backlog=self.backlog)
+
+    def thread_statistics(self) -> ThreadPoolStatistics | None:
+        """Return what the worker threads are doing, ``None`` when there are none."""
+        threads, backlog = self.threads, self.backlog
+        if threads is None:
+            return None
+        return ThreadPoolStatistics(
+            threads.count, threads.running, threads.queued, backlog.limit, backlog.count
+        )
 
     def stop(self, code: int, reason: str) -> None:
         """Ring the bell that :meth:`_wait_for_bell` waits for; nothing else is safe in any thread."""
@@ -560,14 +602,14 @@ class _Link:
         finally:
             reader.close()
         request.remote_address = transport.remote_address
-        response = await self._users(service.answer_http(request, listening.app))
+        response = await self._users(service.answer_http(request, listening.app, listening.threads))
         if response is not None:
             raise _Answered(build_response(response, date=formatdate(usegmt=True)))
         handshake = service.check(request)
-        conn = Conn(Role.SERVER, transport, listening.deadlines, config, ConnectionBuffers(service.storage))
+        conn = listening.make_conn(transport)
         self._id = conn.id
         session: Session = await self._users(
-            service.make_session(service.scratch_buffers, handshake=handshake, conn=conn, app=listening.app)
+            service.make_session(listening.tools, handshake=handshake, conn=conn, app=listening.app)
         )
         compression, answer = negotiate(handshake.extensions, config.compression) or (None, "")
         try:

@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "views",
         "from_thread",
         "poller",
+        "threads",
         "deadlines",
         "tasks",
         "throttle",
@@ -47,7 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sockets",
         "tls",
     ),
-    ("handler", "inbox", "conn", "broadcast"),
+    ("handler", "inbox", "conn", "backlog", "broadcast"),
     ("server", "client"),
     ("workers", "blocking", "testing.*", "testing"),
     ("__init__",),  # the public names
