@@ -18,7 +18,43 @@ from .events import Message
 from .inbox import Hook
 from .protocol import State
 
-_SHORTEST_FRAME = 6  # bytes of an empty frame with its masking key
+
+class Frames:
+    """Finds where frames end, in bytes that come cut anywhere (RFC 6455 §5.2); it judges nothing."""
+
+    def __init__(self) -> None:
+        self._head = b""  # the start of a header
+        self._left = 0  # what is still to come of the payload behind it
+
+    def end_of(self, data: bytes | memoryview, start: int, count: int) -> int:
+        """Return where so many frames have ended, or where *data* does."""
+        position = start
+        while count and position < len(data):
+            if not self._left:
+                piece = data[position : position + self._missing()]
+                self._head += piece
+                position += len(piece)
+                if self._missing():
+                    continue
+                self._left = self._length()
+                self._head = b""
+            step = min(self._left, len(data) - position)
+            position += step
+            self._left -= step
+            count -= not self._left
+        return position
+
+    def _missing(self) -> int:
+        """Return how many bytes are needed before more can be said about the header."""
+        if len(self._head) < 2:
+            return 2 - len(self._head)
+        extended = {126: 2, 127: 8}.get(self._head[1] & 0x7F, 0)
+        return 2 + extended + (4 if self._head[1] & 0x80 else 0) - len(self._head)
+
+    def _length(self) -> int:
+        length = self._head[1] & 0x7F
+        extended = {126: 4, 127: 10}.get(length)
+        return length if extended is None else int.from_bytes(self._head[2:extended], "big")
 
 
 class Backlog:
@@ -65,6 +101,7 @@ class PacedConn(Conn):
         self._backlog = backlog
         self._counted = 0  # messages of this connection that the backlog counts
         self._begins = 0  # a message that left the inbox, and whose hook has not begun
+        self._frames = Frames()
         self._unread = b""  # what was received, and not looked at for want of room
         self._eof = False  # and after that the stream ends
         self._transport.is_direct = False  # hooks begin in their task, and not while we look at bytes
@@ -83,8 +120,7 @@ class PacedConn(Conn):
             self._unread = b""
         position = 0
         while position < len(data) and (room := self._vacancy()):
-            # The first byte may complete a message; each further one takes a whole frame.
-            end = position + 1 + (room - 1) * _SHORTEST_FRAME
+            end = self._frames.end_of(data, position, room)  # a frame completes one message at most
             super().data_received(data[position:end])
             position = end
             self._count()

@@ -184,8 +184,10 @@ class Config(_ConnectionConfig):
         before memory is taken for it
     :ivar handshake: limits on the opening handshake
     :ivar buffers: the storage for messages that do not arrive whole
-    :ivar blocking: run ``def`` hooks in worker threads, where they may block; ``async def`` hooks run in
-        the event loop as ever
+    :ivar blocking: run ``def`` hooks, a ``def`` ``http_handler`` and ``__init__`` in worker threads, where
+        they may block and write with ``conn.from_thread``; ``async def`` hooks run in the event loop as ever.
+        A thread cannot be stopped from outside: when the server is cancelled a hook has
+        ``close_timeout`` seconds left, and is left behind after that.
     :ivar thread_pool: those threads, and how much may wait for them
     :ivar shutdown_timeout: seconds that connections have to end in order when the server stops
     :ivar origins: the origins of pages that may connect, such as ``["https://example.com"]``; ``"*"``

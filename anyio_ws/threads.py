@@ -110,7 +110,9 @@ class ThreadPool:
             begun()
             call = _Call(partial(function, *arguments, **named))
             try:
-                result = await anyio.to_thread.run_sync(call, limiter=self._unlimited, abandon_on_cancel=True)
+                (result,) = await anyio.to_thread.run_sync(
+                    call, limiter=self._unlimited, abandon_on_cancel=True
+                )
             except anyio.get_cancelled_exc_class():
                 await self._wait_for(call)
                 raise
@@ -141,12 +143,13 @@ class _Call:
         """Take the call back; return whether that was in time."""
         return self._first.acquire(blocking=False)
 
-    def __call__(self) -> Any:
+    def __call__(self) -> tuple[Any]:
+        """Run the function; its result is wrapped, because Trio refuses to hand a coroutine over."""
         if not self._first.acquire(blocking=False):
-            return None
+            return (None,)
         _in_thread.set(True)  # in a copy of the context, which ends with this call
         try:
-            return self._function()
+            return (self._function(),)
         finally:
             self.over.set()
 
