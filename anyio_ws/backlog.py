@@ -104,7 +104,7 @@ class PacedConn(Conn):
         self._frames = Frames()
         self._unread = b""  # what was received, and not looked at for want of room
         self._eof = False  # and after that the stream ends
-        self._transport.is_direct = False  # hooks begin in their task, and not while we look at bytes
+        self._inbox.is_direct = False  # hooks begin in their task, and not while we look at bytes
 
     def open(self, subprotocol: str | None, **options: Any) -> None:
         """Begin, after the opening handshake; see :meth:`Conn.open`."""
@@ -155,7 +155,7 @@ class PacedConn(Conn):
         """Read no more while there is no room; who has messages that wait goes on when one begins."""
         if self._unread or not self._vacancy():
             self._transport.pause()
-            if not self._counted and not self._gone.is_set():
+            if not self._counted and not self._is_gone:
                 self._backlog.wait(self)
 
     def go_on(self) -> None:

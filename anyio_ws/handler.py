@@ -268,8 +268,10 @@ class _BlockingSession(_HandlerSession):
         super().__init__(handler, app, scratch)
         self._threads = threads
 
-    async def run(self, conn: Any) -> None:
+    async def begin(self) -> None:
         await self._hooks.after_init(self._bound("after_init"), self._app)
+
+    def run(self, conn: Any) -> Awaitable[None]:
         hook = self._handler.client_message
         hooks = self._hooks
         if "scratch" in hooks.parameters["client_message"] and not is_async(hook):
@@ -279,7 +281,8 @@ class _BlockingSession(_HandlerSession):
             hooks = hooks._replace(parameters={**hooks.parameters, "client_message": shape})
         bound = self._bound(*_CONTROL_HOOKS.values(), begun=conn.hook_begun)
         bound.client_message = self._threads.bind(hook, conn.hook_begun)
-        await conn.dispatch_all(hooks.dispatch(bound, self._scratch))
+        result: Awaitable[None] = conn.dispatch_all(hooks.dispatch(bound, self._scratch))
+        return result
 
     def _bound(self, *names: str, begun: Callable[[], object] = lambda: None) -> SimpleNamespace:
         """Return an object with some of the handler's hooks, those that there are."""

@@ -47,6 +47,7 @@ class Inbox:
 
     :ivar ended: nothing more will come
     :ivar busy: a hook is at work
+    :ivar is_direct: whether hooks may begin where their messages come in
     :ivar resumptions: how often reading went on after it had been paused
     """
 
@@ -72,6 +73,7 @@ class Inbox:
         "_transport",
         "busy",
         "ended",
+        "is_direct",
         "resumptions",
     )
 
@@ -87,6 +89,7 @@ class Inbox:
         self.busy = False
         self.resumptions = 0
         self._transport = transport
+        self.is_direct = transport.is_direct
         self._size = size
         self._control = control
         self._discards = False
@@ -131,7 +134,7 @@ class Inbox:
         if gathers:
             poller.corked = True
         try:
-            if self._hook is not None and self._transport.is_direct and self._hook_bell.is_parked:
+            if self._hook is not None and self.is_direct and self._hook_bell.is_parked:
                 self._short_cut, self._served = not self._queue, 0
                 poller.run_as(self._task, self._context, self._call_or_keep, messages)
                 self._short_cut = False
