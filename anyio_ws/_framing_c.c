@@ -151,13 +151,22 @@ utf8_goes_on(Utf8 *text, const uint8_t *in, size_t size)
     return true;
 }
 
+/* What Python calls __name__: without the module, which some types have in their name in C. */
+static const char *
+name_of_type(PyObject *object)
+{
+    const char *name = Py_TYPE(object)->tp_name;
+    const char *dot = strrchr(name, '.');
+    return dot == NULL ? name : dot + 1;
+}
+
 /* Get the bytes of any bytes-like object that is contiguous; the caller releases the view. */
 static int
 get_bytes(PyObject *data, const char *name, Py_buffer *view)
 {
     if (!PyObject_CheckBuffer(data)) {
         PyErr_Format(PyExc_TypeError, "%s: a bytes-like object is needed, not %s", name,
-                     Py_TYPE(data)->tp_name);
+                     name_of_type(data));
         return -1;
     }
     if (PyObject_GetBuffer(data, view, PyBUF_SIMPLE) < 0) {
@@ -173,7 +182,7 @@ static const uint8_t *
 get_key(PyObject *key, const char *name)
 {
     if (!PyBytes_Check(key)) {
-        PyErr_Format(PyExc_TypeError, "%s: bytes are needed, not %s", name, Py_TYPE(key)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s: bytes are needed, not %s", name, name_of_type(key));
         return NULL;
     }
     if (PyBytes_GET_SIZE(key) != KEY_SIZE) {
@@ -284,7 +293,7 @@ take(State *state, const Reader *reader, uint64_t size)
     }
     if (!PyByteArray_Check(buffer)) {
         PyErr_Format(PyExc_TypeError, "buffers: take() returned no bytearray but %s",
-                     Py_TYPE(buffer)->tp_name);
+                     name_of_type(buffer));
         Py_CLEAR(buffer);
     }
     else if ((uint64_t)PyByteArray_GET_SIZE(buffer) < size) {
@@ -638,7 +647,7 @@ store_inflated(State *state, Reader *reader, PyObject *piece)
         return -1;
     }
     if (!PyBytes_Check(piece)) {
-        PyErr_Format(PyExc_TypeError, "inflater: bytes are needed, not %s", Py_TYPE(piece)->tp_name);
+        PyErr_Format(PyExc_TypeError, "inflater: bytes are needed, not %s", name_of_type(piece));
         Py_DECREF(piece);
         return -1;
     }
@@ -1415,7 +1424,7 @@ framing_mask(PyObject *module, PyObject *const *args, Py_ssize_t given, PyObject
     }
     else if (view.readonly) {
         PyErr_Format(PyExc_TypeError, "data: it is to be masked in place, and %s is not writable",
-                     Py_TYPE(data)->tp_name);
+                     name_of_type(data));
         result = NULL;
     }
     else {

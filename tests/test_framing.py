@@ -16,6 +16,7 @@ import tracemalloc
 import weakref
 import zlib
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from itertools import pairwise, product
@@ -1745,7 +1746,7 @@ def test_everything_takes_every_contiguous_buffer(build: ModuleType, data: Any) 
     assert reader.feed(b"") == []
 
 
-@pytest.mark.parametrize("data", [3, None, [1, 2], object()])
+@pytest.mark.parametrize("data", [3, None, [1, 2], object(), deque([1])])
 def test_nothing_takes_what_is_not_bytes_like(build: ModuleType, data: Any) -> None:
     """frame, mask and feed refuse what has no bytes with a TypeError that names argument and type."""
     reader = build.MessageReader(masked=False, max_message_size=1000)
