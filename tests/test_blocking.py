@@ -25,12 +25,12 @@ from anyio_ws import (
     MessageType,
     Opcode,
     Reject,
-    Role,
     Server,
     State,
     blocking,
     frame_text,
 )
+from anyio_ws.protocol import Role
 
 
 class Obedient:
