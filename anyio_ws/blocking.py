@@ -32,6 +32,7 @@ from . import client as asynchronous
 from .conn import ConnectionEnded, ConnectionShut
 from .events import CloseCode, Message, MessageType
 from .framing import Frame
+from .from_thread import Kept
 from .protocol import Role, State
 from .transport import Address
 
@@ -89,12 +90,11 @@ class _Call(Generic[T]):
         with anyio.CancelScope() as self._scope:
             if self._unwanted:
                 self._scope.cancel()
-            try:
-                result = await self._function()
-            except Exception as exc:  # noqa: BLE001 - raised in the thread that waits
-                self.outcome.set_exception(exc)
-            else:
-                self.outcome.set_result(result)
+            kept = Kept()
+            with kept:
+                self.outcome.set_result(await self._function())
+            if kept.error is not None:
+                self.outcome.set_exception(kept.error)
         if not self.outcome.done():
             self.outcome.cancel()
 
@@ -173,7 +173,7 @@ class Client:
             self._lease = None
             raise
 
-    def __enter__(self) -> Client:  # noqa: PYI034 - typing.Self is not there in Python 3.10
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(
@@ -488,16 +488,14 @@ class _Relay:
 
     async def _have_done(self, function: Callable[[], object]) -> None:
         done = anyio.Event()
-        errors: list[Exception] = []
+        kept = Kept()
 
         def call() -> None:
-            try:
+            with kept:
                 function()
-            except Exception as exc:  # noqa: BLE001 - raised in the read loop, which closes the connection
-                errors.append(exc)
             self._portal.call(done.set)
 
         self.todo.put(call)
         await done.wait()
-        for error in errors:
-            raise error
+        if kept.error is not None:
+            raise kept.error

@@ -22,6 +22,24 @@ from .events import CloseCode
 T = TypeVar("T")
 
 
+class Kept:
+    """A block whose error ends there, and is kept to be raised in another place.
+
+    :ivar error: what the block raised; what is no ``Exception`` is not kept
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, Exception):
+            self.error = error
+        return self.error is not None
+
+
 class LoopThread:
     """The event loop, and the thread, in which this object was made."""
 

@@ -181,14 +181,14 @@ class Server:
         self,
         app: object = None,
         *,
-        listeners: Sequence[Acceptor] | None = None,
+        listeners: Sequence[Acceptor | socket.socket] | None = None,
         task_status: TaskStatus[list[Address]] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Bind, serve until stopped or cancelled, and close everything.
 
         :param app: handed to every handler
-        :param listeners: accept from these, such as AnyIO's socket listeners, in place of binding what
-            the configuration says; they are closed at the end
+        :param listeners: accept from these in place of binding what the configuration says: listening
+            sockets, such as a service manager hands over, or AnyIO's listeners; they are closed at the end
         :param task_status: for ``addresses = await task_group.start(server.listen, app)``
         :raises OSError: when the address cannot be bound
         :raises RuntimeError: when the server is listening already
@@ -351,10 +351,15 @@ class _Listening:
         self._aborted = True
         self.stop(*self._farewell)
 
-    async def run(self, given: Sequence[Acceptor] | None, task_status: TaskStatus[list[Address]]) -> None:
+    async def run(
+        self, given: Sequence[Acceptor | socket.socket] | None, task_status: TaskStatus[list[Address]]
+    ) -> None:
         """Bind and serve; see ``Server.listen``."""
         try:
-            listeners = await _bind(self.service.config) if given is None else given
+            if given is None:
+                listeners = await _bind(self.service.config)
+            else:
+                listeners = [await _as_acceptor(each) for each in given]
             self.addresses = [address_of(each.extra(SocketAttribute.local_address, "")) for each in listeners]
             async with anyio.create_task_group() as outer:
                 outer.start_soon(partial(self._serve, listeners, bound=given is None))
@@ -732,6 +737,12 @@ async def _bind(config: Config) -> list[Acceptor]:
         local_host=config.address, local_port=config.port, backlog=config.backlog
     )
     return [_directly(listener) for listener in multi.listeners]
+
+
+async def _as_acceptor(listener: Acceptor | socket.socket) -> Acceptor:
+    if isinstance(listener, socket.socket):
+        return _directly(await anyio.abc.SocketListener.from_socket(listener))
+    return listener
 
 
 def _directly(listener: Any) -> Acceptor:

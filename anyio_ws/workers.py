@@ -37,10 +37,11 @@ from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import anyio
-from anyio.abc import SocketListener, TaskStatus
+from anyio.abc import TaskStatus
 from anyio.lowlevel import current_token
 
 from .config import Config
+from .from_thread import Kept
 from .server import HttpHandler, Server, clear_unix_path
 from .tasks import background
 from .transport import Address, address_of
@@ -207,24 +208,23 @@ async def _listen(server: Server, app: object, started: Ready, **options: Any) -
     """Listen, and call a function when the server is up; what it raises is raised as it is."""
     status = _Started(server, started)
     await server.listen(app, task_status=status, **options)
-    if status.error is not None:
-        raise status.error
+    if status.kept.error is not None:
+        raise status.kept.error
 
 
 class _Started(TaskStatus[list[Address]]):
     """Calls a function when a server is up; when that fails, the server stops."""
 
     def __init__(self, server: Server, call: Ready) -> None:
-        self.error: Exception | None = None
+        self.kept = Kept()
         self._server = server
         self._call = call
 
     def started(self, value: list[Address] | None = None) -> None:
         """Note that the server is up."""
-        try:
+        with self.kept:
             self._call(value or [])
-        except Exception as exc:  # noqa: BLE001 - raised again when the server has stopped
-            self.error = exc
+        if self.kept.error is not None:
             self._server.stop()
 
 
@@ -300,11 +300,10 @@ async def _serve(
         with contextlib.suppress(OSError):  # nobody is there any more; the pipe's end says what to do
             orders.send_bytes(_UP)
 
-    listeners = [await SocketListener.from_socket(each) for each in sockets]
     async with background() as tasks:
         tasks.start_soon(_wake_for_signals)
         tasks.start_soon(_obey, server, orders)
-        await _listen(server, job.app, started, listeners=listeners)
+        await _listen(server, job.app, started, listeners=sockets)
 
 
 async def _obey(server: Server, orders: Connection) -> None:
