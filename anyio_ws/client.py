@@ -217,7 +217,7 @@ class Client(Conn):
         try:
             await self.dispatch_all(handle)
         except anyio.get_cancelled_exc_class():
-            self.go_away(CloseCode.GOING_AWAY, "")
+            self.leave(CloseCode.GOING_AWAY, "")
             raise
         except BaseException:
             self.fail(CloseCode.INTERNAL_ERROR)
@@ -225,7 +225,6 @@ class Client(Conn):
         finally:
             with anyio.CancelScope(shield=True):  # the deadlines of the connection bound the waiting
                 await self.wait_gone()
-                self.discard_messages()
                 close = getattr(handler, "close", None)
                 if close is not None:
                     await settle(close())

@@ -481,10 +481,6 @@ class Conn(ObjectStream["str | bytes"]):
         """Whether the connection is gone and its transport closed."""
         return self._is_gone
 
-    def discard_messages(self) -> None:
-        """Forget the messages that nobody will receive any more."""
-        self._inbox.discard()
-
     # --- closing: RFC 6455 §7 ---------------------------------------------------------------------
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
@@ -566,6 +562,16 @@ class Conn(ObjectStream["str | bytes"]):
     def go_away(self, code: int, reason: str) -> None:
         """Send a Close because this end shuts down; what was received is still handed over."""
         self._send_close(code, reason)
+
+    def leave(self, code: int, reason: str) -> None:
+        """Close because the application has returned: what it did not receive is discarded."""
+        self.discard_messages()
+        self._finish_input()
+        self._send_close(code, reason)
+
+    def discard_messages(self) -> None:
+        """Forget the messages that nobody will receive any more."""
+        self._inbox.discard()
 
     async def wait_gone(self) -> None:
         """Wait until the connection is gone and its transport closed."""

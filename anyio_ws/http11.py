@@ -308,6 +308,10 @@ class _HeadReader:
         raise NotImplementedError
 
 
+class IncompleteRequest(InvalidRequest):
+    """The peer left, or ended its sending, before its request was complete."""
+
+
 class RequestReader(_HeadReader):
     """Reads the head of a client's request (RFC 9112 §3).
 
@@ -342,10 +346,10 @@ class RequestReader(_HeadReader):
     def feed_eof(self) -> Request:
         """Take the end of the stream before the head is complete.
 
-        :raises InvalidRequest: always
+        :raises IncompleteRequest: always
         """
         self.close()
-        raise InvalidRequest(400, "the connection was closed before the request was complete")
+        raise IncompleteRequest(400, "the connection was closed before the request was complete")
 
     def close(self) -> None:
         """Give back what a request that will not be completed is kept in; twice does no harm."""

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,14 +44,22 @@ from .handler import (
     settle,
 )
 from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
-from .http11 import Request, RequestReader, Response, build_refusal, build_response, shown
+from .http11 import IncompleteRequest, Request, RequestReader, Response, build_refusal, build_response, shown
 from .poller import current_poller
 from .protocol import Role
 from .sockets import ConnectedSocket, SocketListener
 from .threads import ThreadPool, ThreadPoolStatistics
 from .throttle import Throttle
 from .tls import over_socket
-from .transport import Address, Farewell, StreamTransport, Transport, address_of, receive_head
+from .transport import (
+    Address,
+    Farewell,
+    StreamTransport,
+    Transport,
+    address_of,
+    receive_head,
+    stream_address,
+)
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -64,6 +71,8 @@ HttpHandler = Callable[..., "Response | Awaitable[Response | None] | None"]
 _ACCEPT_PAUSE = 0.1  # seconds to wait when the system is short of what a connection needs
 _LINES_PER_SECOND = 10  # about clients that are refused, and as many about those that are lost
 _BAD_STREAM = (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError, OSError)
+_GONE_ALREADY = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})  # about one connection
+_BROKEN_FOR_GOOD = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ class Server:
         )
 
     def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
-        """Stop the server: from any task, any thread, or a signal handler; twice does no harm.
+        """Stop the server: from any task, any thread, or a signal handler; the first call decides.
 
         No connection is accepted any more, those in their opening handshake are answered with 503, all
         others get a Close and have ``shutdown_timeout`` seconds to end in order; then they are cut.
@@ -193,6 +202,9 @@ class Server:
         :raises OSError: when the address cannot be bound
         :raises RuntimeError: when the server is listening already
         :raises ValueError: when the configuration asks for several workers; :func:`run` has them
+
+        A listener that is broken for good, and a ``KeyboardInterrupt`` or ``SystemExit`` of a hook, stop
+        the server as :meth:`stop` does; then they are raised as they are.
 
         Cancellation: like :meth:`stop`, except that hooks that are running are cancelled at once.
         """
@@ -312,8 +324,9 @@ class _Listening:
         self.losses = Throttle(logger, _LINES_PER_SECOND)
         self._pauses = Throttle(logger, 1)
         self.tasks: TaskGroup
-        self.fatal: BaseException | None = None
-        self._farewell: tuple[int, str] = CloseCode.GOING_AWAY, ""
+        self._path: BoundPath | None = None
+        self._fatal: BaseException | None = None
+        self._farewells: list[tuple[int, str]] = []  # the first counts
         self._hooks_cancelled = False
         self._aborted = False
         self._emptied = anyio.Event()
@@ -342,14 +355,28 @@ class _Listening:
 
     def stop(self, code: int, reason: str) -> None:
         """Ring the bell that :meth:`_wait_for_bell` waits for; nothing else is safe in any thread."""
-        self._farewell = code, reason
+        self._farewells.append((code, reason))
         with contextlib.suppress(OSError):  # full: it rings already; closed: all is over
             self._push.send(b"\0")
 
     def abort(self) -> None:
         """Stop without a goodbye; safe in any thread."""
         self._aborted = True
-        self.stop(*self._farewell)
+        self.stop(CloseCode.GOING_AWAY, "")
+
+    @property
+    def farewell(self) -> tuple[int, str]:
+        """The code and reason that peers get when the server stops."""
+        return self._farewells[0] if self._farewells else (CloseCode.GOING_AWAY, "")
+
+    def end_for(self, error: BaseException) -> None:
+        """Stop because of an error that ``listen()`` is to raise when all is closed."""
+        if self._fatal is None:
+            self._fatal = error
+        elif self._fatal is not error:
+            logger.error("another error while the server stops", exc_info=error)
+        self._farewells.append((CloseCode.GOING_AWAY, ""))
+        self.stopping.set()
 
     async def run(
         self, given: Sequence[Acceptor | socket.socket] | None, task_status: TaskStatus[list[Address]]
@@ -357,25 +384,30 @@ class _Listening:
         """Bind and serve; see ``Server.listen``."""
         try:
             if given is None:
-                listeners = await _bind(self.service.config)
+                listeners = await self._bind()
             else:
                 listeners = [await _as_acceptor(each) for each in given]
             self.addresses = [address_of(each.extra(SocketAttribute.local_address, "")) for each in listeners]
             async with anyio.create_task_group() as outer:
-                outer.start_soon(partial(self._serve, listeners, bound=given is None))
+                outer.start_soon(self._serve, listeners)
                 try:
                     task_status.started(self.addresses)
                     await self.ended.wait()
                 finally:
                     self._cancel_hooks()
-                    self.stopping.set()
         finally:
             self._bell.close()
             self._push.close()
-        if self.fatal is not None:
-            raise self.fatal
+            if self._fatal is not None:
+                raise self._fatal
 
-    async def _serve(self, listeners: Sequence[Acceptor], *, bound: bool) -> None:
+    async def _bind(self) -> list[Acceptor]:
+        listeners = await _bind(self.service.config)
+        if self.service.config.unix_path is not None:
+            self._path = BoundPath(self.service.config.unix_path)
+        return listeners
+
+    async def _serve(self, listeners: Sequence[Acceptor]) -> None:
         try:
             with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as self.tasks:
@@ -386,14 +418,21 @@ class _Listening:
                             accepting.start_soon(self._accept_all, listener)
                         await self.stopping.wait()
                         accepting.cancel_scope.cancel()
-                    for listener in listeners:
-                        await listener.aclose()
+                    await self._close(listeners)
                     await self._wind_down()
                     self.tasks.cancel_scope.cancel()
         finally:
-            if bound:
-                _unlink_unix_path(self.service.config)
             self.ended.set()
+
+    async def _close(self, listeners: Sequence[Acceptor]) -> None:
+        """Stop listening, whatever goes wrong with one of the listeners."""
+        if self._path is not None:
+            self._path.remove()
+        for listener in listeners:
+            try:
+                await listener.aclose()
+            except Exception:
+                logger.exception("a listener cannot be closed")
 
     async def _hear_bell(self) -> None:
         while True:
@@ -408,9 +447,16 @@ class _Listening:
         """Accept while there is room; at ``max_conn`` further connections wait in the backlog."""
         while True:
             await self._wait_for_slot()
-            stream = await self._accept(listener)
-            await self._wait_for_slot()  # another listener may have been faster
-            link = _Link(self, stream)
+            try:
+                accepted = await self._accept(listener)
+            except Exception as exc:  # noqa: BLE001 - raised by listen() when the others are closed
+                return self.end_for(exc)
+            try:
+                await self._wait_for_slot()  # another listener may have been faster
+            except BaseException:
+                await _discard(accepted)
+                raise
+            link = _Link(self, accepted)
             self.links.add(link)
             self.service.accepted += 1
             link.start(self.tasks)
@@ -422,14 +468,19 @@ class _Listening:
             await self._freed.wait()
 
     async def _accept(self, listener: Acceptor) -> AnyByteStream | ConnectedSocket:
-        """Accept one connection, whatever goes wrong with others."""
+        """Accept one connection, whatever goes wrong with others.
+
+        Raises what makes the listener useless.
+        """
         while True:
             try:
                 return await listener.accept()
             except OSError as exc:
-                # Most of these are about one connection that is gone already; the others, such as no
-                # free file descriptor, end when connections do. Neither may end or spin the server.
-                if exc.errno not in (errno.ECONNABORTED, errno.EPROTO, errno.EPERM):
+                if exc.errno in _BROKEN_FOR_GOOD:
+                    raise
+                # The system is short of something, such as file descriptors, that comes back when
+                # connections end. That may neither end nor spin the server.
+                if exc.errno not in _GONE_ALREADY:
                     self._pauses.log(logging.WARNING, "accepting pauses for %s s: %s", _ACCEPT_PAUSE, exc)
                     await anyio.sleep(_ACCEPT_PAUSE)
 
@@ -441,18 +492,24 @@ class _Listening:
             self._emptied.set()
 
     def _cancel_hooks(self) -> None:
-        """Cancel what users' hooks are doing, because ``listen()`` itself is cancelled."""
+        """Stop, and cancel what users' hooks are doing, because ``listen()`` itself is cancelled."""
         self._hooks_cancelled = True
+        self._farewells.append((CloseCode.GOING_AWAY, ""))
         if self.stopping.is_set():
             for link in self.links:
-                link.cancel_hooks()
+                self.dismiss(link)
+        self.stopping.set()
+
+    def dismiss(self, link: _Link) -> None:
+        """Say goodbye to a peer; call it for every connection that there is when the server stops."""
+        link.go_away(*self.farewell)
+        if self._hooks_cancelled:
+            link.cancel_hooks()
 
     async def _wind_down(self) -> None:
         """Say goodbye to everybody, wait for a bounded time, and cut those who are left."""
         for link in self.links:
-            link.go_away(*self._farewell)
-            if self._hooks_cancelled:
-                link.cancel_hooks()
+            self.dismiss(link)
         with anyio.move_on_after(self.service.config.shutdown_timeout):
             await self._until_empty()
         for link in self.links:
@@ -513,10 +570,13 @@ class _Link:
 
     def cancel_hooks(self) -> None:
         """Cancel what the user's code does; its ``close`` is still called."""
-        self._task.cancel()
+        if self._conn is not None:  # otherwise refusing the opening handshake has done it
+            self._task.cancel()
 
     def cut(self, grace: float) -> None:
         """End the connection at once; only the handler's ``close`` has *grace* seconds left."""
+        if self._opening is not None:
+            self._opening.cancel()
         self._task.cancel()
         self._end = anyio.current_time() + grace
         if self._closing is not None:
@@ -531,26 +591,24 @@ class _Link:
             if session is None:
                 return
             assert self._conn is not None
+            if self._listening.stopping.is_set():  # it has become too late to refuse it
+                self._listening.dismiss(self)
             try:
                 await session.begin()
                 await session.run(self._conn)
-            except Exception as exc:  # noqa: BLE001 - it ends this connection and nothing else
-                self._judge(exc, self._conn)
+            except BaseException as exc:
+                if not self._judge(exc, self._conn):
+                    raise
             finally:
                 await self._close(session, self._conn)
-        except Exception as exc:  # noqa: BLE001 - logged; nobody else may be disturbed by it
-            self._failed(exc)
-        except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
-            self._listening.fatal = exc
-            self._listening.stopping.set()
+        except BaseException as exc:
+            if not self._blame(exc):
+                raise
         finally:
             if self._transport is not None:
                 self._transport.abort()
-            elif isinstance(self._accepted, ConnectedSocket):
-                self._accepted.close()
             else:
-                with contextlib.suppress(Exception):
-                    await anyio.aclose_forcefully(self._accepted)
+                await _discard(self._accepted)
             self._listening.gone(self)
 
     # --- the opening handshake ----------------------------------------------------------------------
@@ -566,12 +624,14 @@ class _Link:
                 return await self._handshake()
             except _Answered as answer:
                 refusal = answer.response
+            except IncompleteRequest as exc:
+                self._log_loss(exc)
+                refusal = _refuse(exc) if self._has_begun else b""
             except InvalidRequest as exc:
                 listening.refusals.log(logging.INFO, "refused %s: %s", shown(self._remote_address), exc)
-                refusal = build_refusal(exc, date=formatdate(usegmt=True))
+                refusal = _refuse(exc)
             except _BAD_STREAM as exc:
-                address = shown(self._remote_address)
-                listening.losses.log(logging.DEBUG, "lost %s in its opening handshake: %s", address, exc)
+                self._log_loss(exc)
         if opening.cancelled_caught:
             refusal = self._refuse_late()
         if self._transport is not None:
@@ -582,15 +642,24 @@ class _Link:
     def _remote_address(self) -> Address:
         if isinstance(self._accepted, ConnectedSocket):
             return self._accepted.remote_address
-        return address_of(self._accepted.extra(SocketAttribute.remote_address, ""))
+        return stream_address(self._accepted, SocketAttribute.remote_address)
+
+    def _log_loss(self, exc: Exception) -> None:
+        address = shown(self._remote_address)
+        self._listening.losses.log(logging.DEBUG, "lost %s in its opening handshake: %s", address, exc)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the peer has said anything that there could be an answer to."""
+        return self._reader is not None and self._reader.started
 
     def _refuse_late(self) -> bytes:
         """Answer a request that did not come in time, or came when the server stops."""
         if self._listening.stopping.is_set():
-            return build_refusal(InvalidRequest(503, "the server is stopping"))
-        if self._reader is None or not self._reader.started:
-            return b""  # nothing was said; there is nothing to answer
-        return build_refusal(InvalidRequest(408, "the opening handshake took too long"))
+            return _refuse(InvalidRequest(503, "the server is stopping"))
+        if not self._has_begun:
+            return b""
+        return _refuse(InvalidRequest(408, "the opening handshake took too long"))
 
     async def _handshake(self) -> Session:
         """Read the request, check it, have the user's code judge it, and answer 101.
@@ -607,9 +676,9 @@ class _Link:
         finally:
             reader.close()
         request.remote_address = transport.remote_address
-        response = await self._users(service.answer_http(request, listening.app, listening.threads))
-        if response is not None:
-            raise _Answered(build_response(response, date=formatdate(usegmt=True)))
+        answer_to_http: bytes | None = await self._users(self._answer_http(request))
+        if answer_to_http is not None:
+            raise _Answered(answer_to_http)
         handshake = service.check(request)
         conn = listening.make_conn(transport)
         self._id = conn.id
@@ -654,6 +723,11 @@ class _Link:
         spawn = self._listening.tasks.start_soon
         return StreamTransport(stream, spawn, outbox_size=size, write_timeout=timeout)
 
+    async def _answer_http(self, request: Request) -> bytes | None:
+        listening = self._listening
+        response = await listening.service.answer_http(request, listening.app, listening.threads)
+        return None if response is None else build_response(response, date=formatdate(usegmt=True))
+
     async def _users(self, call: Awaitable[Any]) -> Any:
         """Wait for the user's code; its refusal or its failure is an answer."""
         try:
@@ -671,7 +745,7 @@ class _Link:
     def _internal_error(self, exc: Exception) -> _Answered:
         """Log an error of the user's code, and answer 500 without telling what it was."""
         self._failed(exc)
-        return _Answered(build_refusal(InvalidRequest(500, "the server failed")))
+        return _Answered(_refuse(InvalidRequest(500, "the server failed")))
 
     async def _leave(self, transport: Transport, last: bytes) -> None:
         """Send the last bytes and close the socket so that the peer can read them (RFC 9112 §9.6)."""
@@ -687,19 +761,31 @@ class _Link:
 
     # --- the connection -----------------------------------------------------------------------------
 
-    def _judge(self, exc: Exception, conn: Conn) -> None:
-        """Deal with what came out of the user's code: the end of its connection is no failure."""
-        is_about_the_end = isinstance(exc, ConnectionClosed) or _only_closed(exc)
-        if not is_about_the_end or not conn.is_closed:  # it may be about another connection
+    def _judge(self, exc: BaseException, conn: Conn) -> bool:
+        """Deal with what came out of the user's code; tell whether that is all about it."""
+        if (isinstance(exc, ConnectionClosed) or _only_closed(exc)) and conn.is_closed:
+            return True  # the end of its own connection is no failure
+        is_over = self._blame(exc)
+        if not isinstance(exc, Exception):
+            conn.go_away(*self._listening.farewell)
+        return is_over
+
+    def _blame(self, exc: BaseException) -> bool:
+        """Log an error, or stop the server for it; tell whether that is all about it."""
+        if isinstance(exc, Exception):
             self._failed(exc)
+        elif _ends_program(exc):
+            self._listening.end_for(exc)
+        else:
+            return False
+        return True
 
     async def _close(self, session: Session, conn: Conn) -> None:
         """End the connection, whatever has come before, and tell the user's code."""
-        conn.go_away(CloseCode.NORMAL_CLOSURE, "")
+        conn.leave(CloseCode.NORMAL_CLOSURE, "")
         if not conn.is_gone:
             with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
                 await conn.wait_gone()
-        conn.discard_messages()
         if not session.hears_close:
             return
         with anyio.CancelScope(deadline=self._end, shield=True) as self._closing:
@@ -717,6 +803,24 @@ class _Answered(Exception):
     def __init__(self, response: bytes) -> None:
         super().__init__(response)
         self.response = response
+
+
+def _refuse(exc: InvalidRequest) -> bytes:
+    return build_refusal(exc, date=formatdate(usegmt=True))
+
+
+async def _discard(accepted: AnyByteStream | ConnectedSocket) -> None:
+    """Close a connection of which no transport was made."""
+    if isinstance(accepted, ConnectedSocket):
+        accepted.close()
+    else:
+        with contextlib.suppress(Exception):
+            await anyio.aclose_forcefully(accepted)
+
+
+def _ends_program(exc: BaseException) -> bool:
+    """Tell ``KeyboardInterrupt``, ``SystemExit`` and their like from what ends one task."""
+    return not isinstance(exc, (Exception, GeneratorExit, anyio.get_cancelled_exc_class()))
 
 
 def _only_closed(exc: BaseException) -> bool:
@@ -751,9 +855,31 @@ def _directly(listener: Any) -> Acceptor:
     return acceptor
 
 
-def _unlink_unix_path(config: Config) -> None:
-    if config.unix_path is not None:
-        Path(config.unix_path).unlink(missing_ok=True)
+class BoundPath:
+    """The file of a Unix socket that is bound, and is ours as long as nobody puts another in its place.
+
+    :param path: the path, which a socket that is still open was bound to a moment ago
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path).absolute()
+        self._identity = self._identify()
+
+    def remove(self) -> None:
+        """Remove the file if it is still ours; call it before the socket is closed.
+
+        While that is open its file's number is not given to another file.
+        """
+        if self._identity is not None and self._identify() == self._identity:
+            self._path.unlink(missing_ok=True)
+        self._identity = None
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.lstat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def clear_unix_path(path: Path) -> None:
@@ -767,10 +893,24 @@ def clear_unix_path(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "unix_path: there is a file that is no socket", str(path))
+    if _somebody_listens(path):
+        raise OSError(errno.EADDRINUSE, "unix_path: a server is listening there", str(path))
+    path.unlink(missing_ok=True)
+
+
+def _somebody_listens(path: Path) -> bool:
+    """Tell whether a server is behind a socket's file, even one that is too busy to accept.
+
+    :raises OSError: when that cannot be told
+    """
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a full backlog is an answer, and none to wait for
         try:
             probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise OSError(errno.EADDRINUSE, "unix_path: a server is listening there", str(path))
+        except BlockingIOError:
+            return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError as exc:
+            raise OSError(exc.errno, f"unix_path: cannot be probed: {exc.strerror}", str(path)) from exc
+        return True

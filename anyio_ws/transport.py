@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import AnyByteStream, ByteStream, SocketAttribute
 
 PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
 LINGER_BYTES = 65_536  # what a peer may still send before its connection is closed under it
@@ -273,12 +273,20 @@ class StreamTransport:
     @property
     def remote_address(self) -> Address:
         """Where the peer is: ``(host, port)``, the path of a Unix socket, or ``""``."""
-        return address_of(self._stream.extra(SocketAttribute.remote_address, ""))
+        return stream_address(self._stream, SocketAttribute.remote_address)
 
     @property
     def local_address(self) -> Address:
         """Where this end is, in the same forms."""
-        return address_of(self._stream.extra(SocketAttribute.local_address, ""))
+        return stream_address(self._stream, SocketAttribute.local_address)
+
+
+def stream_address(stream: AnyByteStream, attribute: Any) -> Address:
+    """Return an address of a stream, ``""`` where it has none, or none any more."""
+    try:
+        return address_of(stream.extra(attribute, ""))
+    except (OSError, AttributeError):  # AnyIO asks the socket, which may be closed by now
+        return ""
 
 
 def address_of(address: Any) -> Address:

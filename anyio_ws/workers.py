@@ -42,7 +42,7 @@ from anyio.lowlevel import current_token
 
 from .config import Config
 from .from_thread import Kept
-from .server import HttpHandler, Server, clear_unix_path
+from .server import BoundPath, HttpHandler, Server, clear_unix_path
 from .tasks import background
 from .transport import Address, address_of
 
@@ -568,7 +568,7 @@ def _bound(config: Config) -> Iterator[list[socket.socket]]:
             clear_unix_path(path)
             sockets = [stack.enter_context(socket.socket(socket.AF_UNIX))]
             sockets[0].bind(str(path))
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(BoundPath(path).remove)
         else:
             sockets = []
             for family, address in _resolve(config):
