@@ -702,6 +702,7 @@ def test_answer_that_is_correct_opens_the_connection(changes: Changes, subprotoc
     assert check(changes) == (subprotocol, chosen)
 
 
+@pytest.mark.attack("A17")
 @pytest.mark.attack("S05")
 @pytest.mark.parametrize(
     ("changes", "error"),
@@ -745,6 +746,7 @@ def test_answer_with_a_subprotocol_that_was_not_asked_for_is_refused() -> None:
         check({"Sec-WebSocket-Protocol": "chat"}, ())
 
 
+@pytest.mark.attack("S06")
 @pytest.mark.parametrize("status", [200, 204, 301, 401, 403, 426, 500, 999])
 @pytest.mark.parametrize("body", [b"n\xc3\xb6", "nö"])
 def test_answer_of_another_status_is_a_rejection(status: int, body: bytes | str) -> None:
@@ -789,6 +791,7 @@ def test_url_is_parsed(text: str, expected: Url, authority: str) -> None:
     assert build_authority(parts.host, parts.port, parts.secure) == authority
 
 
+@pytest.mark.attack("S10")
 @pytest.mark.attack("A05")
 @pytest.mark.parametrize(
     "text",

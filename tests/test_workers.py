@@ -197,6 +197,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 # --- one worker -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("O08")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_worker_is_this_process_and_a_signal_ends_it(start: Start, number: signal.Signals) -> None:
     """One worker serves in the process itself; the first signal is a goodbye with 1001 and exit code 0."""
@@ -209,6 +210,7 @@ def test_one_worker_is_this_process_and_a_signal_ends_it(start: Start, number: s
     running.expect_code(0)
 
 
+@pytest.mark.attack("O08")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_second_signal_ends_it_at_once(
@@ -229,6 +231,7 @@ def test_second_signal_ends_it_at_once(
     assert not path.exists()
 
 
+@pytest.mark.attack("O08")
 def test_third_signal_ends_a_program_that_hangs(start: Start, tmp_path: Path) -> None:
     """A hook that blocks the event loop cannot hold up a third signal."""
     path = tmp_path / "socket"
@@ -244,6 +247,7 @@ def test_third_signal_ends_a_program_that_hangs(start: Start, tmp_path: Path) ->
     assert not path.exists()
 
 
+@pytest.mark.attack("O08")
 def test_signal_before_the_server_is_up_counts(start: Start, tmp_path: Path) -> None:
     """A signal that comes before ``listen`` has begun ends the program as any other."""
     running = start(trouble="signal", config={"unix_path": str(tmp_path / "socket")})
@@ -281,6 +285,7 @@ def test_workers_share_a_unix_socket(start: Start, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.attack("O09")
 def test_dead_worker_is_replaced_and_nobody_else_notices(start: Start) -> None:
     """After SIGKILL for one worker the other's connections live, and a new process takes its place."""
     running = start(config={"worker_count": 2})
@@ -296,6 +301,7 @@ def test_dead_worker_is_replaced_and_nobody_else_notices(start: Start) -> None:
     running.end(f"process {victim}, ended by signal 9")
 
 
+@pytest.mark.attack("O09")
 def test_connections_that_waited_for_a_dead_worker_are_served(start: Start) -> None:
     """Connections that nobody has accepted when all workers die are served by their successors."""
     running = start(config={"worker_count": 2})
@@ -334,6 +340,7 @@ def test_worker_told_to_end_does_so_in_order_and_is_replaced(start: Start) -> No
     running.end()
 
 
+@pytest.mark.attack("O08")
 def test_signal_to_the_whole_group_is_one_signal(start: Start) -> None:
     """Ctrl-C in a terminal reaches every process at once, and is still a goodbye in order."""
     running = start(config={"worker_count": 2})
@@ -356,6 +363,7 @@ def test_workers_do_not_outlive_the_program(start: Start) -> None:
     running.expect_code(-signal.SIGKILL)
 
 
+@pytest.mark.attack("O08")
 def test_signal_while_workers_start_counts(start: Start) -> None:
     """A signal that comes while the workers are about to listen ends the program in order."""
     running = start(trouble="signal", config={"worker_count": 2})
@@ -376,6 +384,7 @@ def test_worker_that_hangs_is_killed(start: Start) -> None:
     assert running.process.wait() in (0, 130, 143)
 
 
+@pytest.mark.attack("O09")
 def test_worker_that_dies_at_start_is_started_again(start: Start, tmp_path: Path) -> None:
     """Workers that die before they listen are replaced until they do, and each death is logged."""
     deaths = tmp_path / "deaths"
@@ -393,6 +402,7 @@ def test_spawned_workers_serve_too(start: Start) -> None:
     running.end()
 
 
+@pytest.mark.attack("O12", "F28")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_have_randomness_of_their_own(start: Start, method: str) -> None:
     """No two workers draw the same masking keys, although they are copies of one process."""
@@ -463,6 +473,7 @@ def test_handlers_of_signals_are_put_back() -> None:
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.attack("O09")
 def test_pauses_grow_with_each_failure() -> None:
     """The first replacement comes at once, those after it later and later, up to ten seconds."""
     pauses = [pause_after(failures) for failures in range(1, 12)]
