@@ -763,7 +763,7 @@ class Conn(ObjectStream["str | bytes"]):
         self._is_gone = True
         if self._gone is not None:
             self._gone.set()
-        self._inbox.end()
+        self._inbox.release()
         self._pending_pong = None
         self._wake_writers()
         for ping in self._pings.values():

@@ -210,6 +210,11 @@ class Inbox:
         self._short_cut = False
         self._wake()
 
+    def release(self) -> None:
+        """Let go of the connection, which is gone; what waits is still there to be had."""
+        self.end()
+        self._control = _answer_nothing  # a bound method of whoever refers to us
+
     def discard(self) -> None:
         """Forget what waits and what is still to come: the application wants nothing more."""
         self._discards = True
@@ -363,6 +368,10 @@ class Inbox:
                     waits_for = run(awaitable.send, value)
         except StopIteration:
             return
+
+
+def _answer_nothing(message: Message) -> bool:
+    return False
 
 
 async def _await(awaitable: Any) -> None:

@@ -27,7 +27,7 @@ from anyio.abc import SocketAttribute
 
 from .deadlines import Deadline, Deadlines
 from .poller import current_poller
-from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of
+from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of, without_frames
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -194,7 +194,7 @@ class SocketTransport:
         except _RETRY:
             return
         except OSError as exc:
-            self._close(exc)
+            self._close(without_frames(exc))
             return
         if not size:
             self._unwatch()
@@ -283,7 +283,7 @@ class SocketTransport:
         except _RETRY:
             sent = 0
         except OSError as exc:
-            self._break(exc)
+            self._break(without_frames(exc))
             return
         if sent < len(data):
             self._rest = memoryview(data)[sent:]
@@ -308,7 +308,7 @@ class SocketTransport:
         except _RETRY:
             return
         except OSError as exc:
-            self._break(exc)
+            self._break(without_frames(exc))
             return
         self.buffered -= sent
         self._progress += sent
@@ -415,8 +415,9 @@ class SocketTransport:
         self._poller.call_soon(self._tell_lost)
 
     def _tell_lost(self) -> None:
-        if self.receiver is not None:
-            self.receiver.connection_lost(self._error)
+        receiver, self.receiver = self.receiver, None  # which refers to us: no cycle outlives the end
+        if receiver is not None:
+            receiver.connection_lost(self._error)
 
     # --- what it is -------------------------------------------------------------------------------
 

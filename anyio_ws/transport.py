@@ -21,6 +21,7 @@ LINGER_BYTES = 65_536  # what a peer may still send before its connection is clo
 Spawn = Callable[..., object]
 Address = tuple[str, int] | str
 HeadT = TypeVar("HeadT", covariant=True)
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 class Receiver(Protocol):
@@ -186,15 +187,16 @@ class StreamTransport:
             self._frames.close()
             await self._close_stream()
             self.ended = True
-            if self.receiver is not None:
-                self.receiver.connection_lost(self._error)
+            receiver, self.receiver = self.receiver, None  # which refers to us: no cycle outlives the end
+            if receiver is not None:
+                receiver.connection_lost(self._error)
 
     async def _guard(self, pump: Callable[[], Awaitable[None]]) -> None:
         """Run a pump; whatever a foreign stream raises ends this transport and nothing else."""
         try:
             await pump()
         except Exception as exc:  # noqa: BLE001 - kept, and handed to connection_lost
-            self.abort(exc)
+            self.abort(without_frames(exc))
 
     async def _read_all(self) -> None:
         while True:
@@ -296,6 +298,18 @@ def address_of(address: Any) -> Address:
     return address.decode() if isinstance(address, bytes) else str(address)
 
 
+def without_frames(error: ErrorT) -> ErrorT:
+    """Take the tracebacks from an error that is kept, and from those that led to it.
+
+    Their frames refer to whoever keeps it: a circle that only the garbage collector would end.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
 class HeadReader(Protocol[HeadT]):
     """What :func:`receive_head` reads with: the readers of ``http11.py``."""
 
@@ -327,7 +341,7 @@ class _HeadReceiver:
         try:
             self.head = feed(*data)
         except Exception as exc:  # noqa: BLE001 - raised where the head is waited for
-            self.error = exc
+            self.error = without_frames(exc)
         if self.head is not None or self.error is not None:
             self._transport.pause()
             self.done.set()
@@ -358,8 +372,12 @@ async def receive_head(transport: Transport, reader: HeadReader[HeadT]) -> HeadT
     await receiver.done.wait()
     if not transport.ended:
         transport.receiver = before
-    if receiver.error is not None:
-        raise receiver.error
+    error, receiver.error = receiver.error, None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
     head: HeadT = receiver.head
     return head
 
