@@ -466,17 +466,24 @@ def frame(
         raise ValueError(f"opcode: 0 to 15, not {opcode}")
     data = payload.encode() if isinstance(payload, str) else _contiguous(payload, "payload")
     first = opcode | (_FIN if fin else 0) | (_RSV1 if rsv1 else 0)
-    masked = 0 if masking_key is None else _MASK
-    length = len(data)
-    if length < 126:
-        header = bytes((first, masked | length))
-    elif length < 65536:
-        header = struct.pack("!BBH", first, masked | 126, length)
-    else:
-        header = struct.pack("!BBQ", first, masked | 127, length)
+    header = build_header(first, 0 if masking_key is None else _MASK, len(data))
     if masking_key is None:
         return header + data
     return b"".join((header, _check_key(masking_key, "masking_key"), _mask(data, masking_key)))
+
+
+def build_header(first: int, masked: int, length: int) -> bytes:
+    """Build the header of a frame up to its masking key (RFC 6455 §5.2).
+
+    :param first: the first byte: FIN, RSV and opcode
+    :param masked: the MASK bit, 0x80 or 0
+    :param length: bytes of payload
+    """
+    if length < 126:
+        return bytes((first, masked | length))
+    if length < 65536:
+        return struct.pack("!BBH", first, masked | 126, length)
+    return struct.pack("!BBQ", first, masked | 127, length)
 
 
 @overload

@@ -28,7 +28,7 @@ from .deadlines import Deadline, Deadlines
 from .deflate import Deflater, Inflater, Parameters, build_codec
 from .events import CloseCode, Message, MessageType, build_close
 from .exceptions import ConnectionClosed, LocalProtocolError
-from .framing import Frame
+from .framing import Frame, writable_bytes
 from .from_thread import FromThread
 from .inbox import Hook, Inbox
 from .protocol import Move, Protocol, Role, State
@@ -247,17 +247,40 @@ class Conn(ObjectStream["str | bytes"]):
 
     write_text = write
 
-    async def write_bin(self, data: bytes | bytearray | memoryview, *, compress: bool = True) -> None:
+    async def write_bin(
+        self, data: bytes | bytearray | memoryview, *, compress: bool = True, mask_in_place: bool = False
+    ) -> None:
         """Send a binary message; waits, raises and is cancelled like :meth:`write`.
 
-        :param data: any bytes-like object; it is copied before this returns
+        :param data: any bytes-like object; it is not looked at any more when this returns
         :param compress: as for :meth:`write`
-        :raises TypeError: when *data* is not bytes-like
+        :param mask_in_place: a client's: mask *data*, which must be writable, where it is, in place of a
+            masked copy. *Its bytes are scrambled afterwards.* Nothing is compressed then, and a plain
+            socket copies only what the system does not take at once.
+        :raises TypeError: when *data* is not bytes-like, or with *mask_in_place* not writable
+        :raises ValueError: with *mask_in_place* on a server, whose frames are not masked (RFC 6455 §5.1)
+
+        Cancellation with *mask_in_place*: *data* is scrambled if and only if it was sent.
         """
+        if mask_in_place:
+            await self._write_in_place(data)
+            return
         if self._transport.full:
             await self._wait_for_room()
         try:
             self._transport.write(self._protocol.send_bin(data, compress))
+        except BaseException as exc:
+            self._explain(exc)
+            raise
+
+    async def _write_in_place(self, data: Any) -> None:
+        if self._protocol.role is Role.SERVER:
+            raise ValueError("mask_in_place: a server's frames are not masked (RFC 6455 §5.1)")
+        writable_bytes(data)
+        if self._transport.full:
+            await self._wait_for_room()
+        try:
+            self._transport.write_from(*self._protocol.frame_in_place(data))
         except BaseException as exc:
             self._explain(exc)
             raise
@@ -354,7 +377,6 @@ class Conn(ObjectStream["str | bytes"]):
             self._pings.pop(payload, None)
         if self._is_gone:
             raise self._closed_error(sending=True)
-        self._latency = ping.latency
         return ping.latency
 
     def write_buffer(self, message_type: MessageType = MessageType.TEXT) -> WriteBuffer:
@@ -725,8 +747,10 @@ class Conn(ObjectStream["str | bytes"]):
         if data in self._pings:
             # "only the most recently processed Ping frame" may be answered: so are those before it
             for earlier in list(self._pings):
-                self._pings.pop(earlier).answer()
+                ping = self._pings.pop(earlier)
+                ping.answer()
                 if earlier == data:
+                    self._latency = ping.latency
                     break
         elif data and data == payload:
             self._latency = self._clock() - sent

@@ -11,7 +11,7 @@ import os
 from collections.abc import Hashable
 from typing import Protocol
 
-from ._framing_py import Buffers, MessageReader, frame, mask
+from ._framing_py import Buffers, MessageReader, build_header, frame, mask
 from .events import Opcode
 
 BUILD = "python"
@@ -38,9 +38,11 @@ __all__ = [
     "MessageReader",
     "frame",
     "frame_bin",
+    "frame_in_place",
     "frame_text",
     "mask",
     "to_bytes",
+    "writable_bytes",
 ]
 
 
@@ -97,6 +99,34 @@ class Frame:
 
     def __repr__(self) -> str:
         return f"<Frame {self.opcode.name} of {len(self.payload)} bytes>"
+
+
+def frame_in_place(
+    opcode: int, payload: bytearray | memoryview, masking_key: bytes
+) -> tuple[bytes, memoryview]:
+    """Mask a payload where it is, and build what goes before it on the wire (RFC 6455 §5.2, §5.3).
+
+    :param payload: writable memory, which is scrambled then
+    :return: the header with the masking key, and a view of the payload
+    :raises TypeError: when *payload* is not writable and contiguous; it is as it was then
+    """
+    view = writable_bytes(payload)
+    mask(view, masking_key, in_place=True)
+    return build_header(0x80 | opcode, 0x80, len(view)) + masking_key, view
+
+
+def writable_bytes(data: bytearray | memoryview) -> memoryview:
+    """Look at writable memory as single bytes.
+
+    :raises TypeError: when *data* is not writable, or has gaps
+    """
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"data: a writable buffer is needed, not {type(data).__name__}") from None
+    if view.readonly or not view.c_contiguous:
+        raise TypeError("data: a writable buffer without gaps is needed to mask it in place")
+    return view.cast("B")
 
 
 def frame_text(data: str, *, compress: bool = True) -> Frame:

@@ -25,7 +25,7 @@ from functools import partial
 from .deflate import Deflater, Inflater
 from .events import CloseCode, Message, MessageType, Opcode, build_close, parse_close
 from .exceptions import LocalProtocolError, RemoteProtocolError
-from .framing import Buffers, Frame, MessageReader, frame, to_bytes
+from .framing import Buffers, Frame, MessageReader, frame, frame_in_place, to_bytes, writable_bytes
 
 
 class Role(Enum):
@@ -275,6 +275,17 @@ class Protocol:
         if self._is_plain and type(data) is bytes:
             return frame(_BINARY, data, masking_key=masking_key()) if self._masks else frame(_BINARY, data)
         return self._send_message(Opcode.BINARY, to_bytes(data), compress)
+
+    def frame_in_place(self, data: bytearray | memoryview) -> tuple[bytes, memoryview]:
+        """Frame a binary message of a client by masking it where it is; it is not compressed.
+
+        :return: the header, and a view of the masked data
+        :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
+        :raises TypeError: when *data* is not writable; in every case it is as it was then
+        """
+        view = writable_bytes(data)
+        self._check_data(Opcode.BINARY, fin=True)
+        return frame_in_place(Opcode.BINARY, view, masking_key())
 
     def send_message(self, type: MessageType, data: memoryview, compress: bool = True) -> bytes:
         """Frame a text or binary message from its bytes; that text is UTF-8 is up to the caller.

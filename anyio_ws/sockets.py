@@ -243,6 +243,22 @@ class SocketTransport:
         else:
             self._send(data)
 
+    def write_from(self, head: bytes, body: memoryview) -> None:
+        """Take bytes like :meth:`write`; only what the kernel does not take at once is copied."""
+        if self._rest or self._finishing or self._outbox or self._poller.corked:
+            self.write(b"".join((head, body)))
+            return
+        try:
+            sent = self._socket.sendmsg((head, body))
+        except _RETRY:
+            sent = 0
+        except OSError as exc:
+            self._break(exc)
+            return
+        rest = b"".join((head[sent:], body[max(0, sent - len(head)) :]))
+        if rest:
+            self._wait_to_send(rest)
+
     def _keep(self, data: bytes) -> None:
         self._outbox.append(data)
         self.buffered += len(data)
@@ -286,12 +302,16 @@ class SocketTransport:
             self._break(without_frames(exc))
             return
         if sent < len(data):
-            self._rest = memoryview(data)[sent:]
-            self.buffered += len(self._rest)
-            self.full = self.buffered > self._outbox_size
-            self._progress = 0
-            self._set_deadline()
-            self._poller.watch_writable(self._fd, self._writable)
+            self._wait_to_send(memoryview(data)[sent:])
+
+    def _wait_to_send(self, rest: bytes | memoryview) -> None:
+        """Keep what the kernel did not take until it has room."""
+        self._rest = rest
+        self.buffered += len(rest)
+        self.full = self.buffered > self._outbox_size
+        self._progress = 0
+        self._set_deadline()
+        self._poller.watch_writable(self._fd, self._writable)
 
     def _send_behind(self, data: bytes) -> None:
         """Send bytes behind what the kernel did not take."""

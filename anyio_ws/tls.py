@@ -169,6 +169,10 @@ class TlsTransport(SocketTransport):
 
     # --- sending ----------------------------------------------------------------------------------
 
+    def write_from(self, head: bytes, body: memoryview) -> None:
+        """Take bytes like :meth:`write`, in a copy: what is encrypted must not change meanwhile."""
+        self.write(b"".join((head, body)))
+
     def _send(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         try:

@@ -62,6 +62,9 @@ class Transport(Protocol):
     def write(self, data: bytes) -> None:
         """Take bytes to send, all of them or, when the transport has ended, none."""
 
+    def write_from(self, head: bytes, body: memoryview) -> None:
+        """Take bytes like :meth:`write`; *body* is memory that the caller may change afterwards."""
+
     def pause(self) -> None:
         """Stop reading, so that the peer is slowed down."""
 
@@ -144,6 +147,10 @@ class StreamTransport:
             self.buffered += len(data)
             self.full = self.buffered > self._outbox_size
             self._outbox.send_nowait(data)
+
+    def write_from(self, head: bytes, body: memoryview) -> None:
+        """Take bytes like :meth:`write`, in a copy."""
+        self.write(b"".join((head, body)))
 
     def pause(self) -> None:
         """Stop reading, so that the peer is slowed down."""
