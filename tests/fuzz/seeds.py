@@ -29,7 +29,10 @@ def main(folder: Path) -> None:
         [(0x01, b"caf\xc3"), (0x89, b"between"), (0x00, b"\xa9 \xf0\x9f"), (0x80, b"\x98\x80"), (0x82, b"")],
         [(0xC1, deflated), (0x42, deflated[:9]), (0x80, deflated[9:])],
         [(0x02, b"never"), (0x88, b"\x03\xe8bye")],
-        [(0x81, "\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff".encode()), (0x81, b"bad \xff")],
+        [
+            (0x81, "\x7f\x80\u07ff\u0800\ucfff\ud000\ud7ff\ue000\uffff\U00010000\U0010ffff".encode()),
+            (0x81, b"bad \xff"),
+        ],
         [(0x81, b"\xed\xa0\x80")],
         [(0x81, b"\xe0\x9f\xbf")],
         [(0x81, b"\xf4\x90\x80\x80")],
