@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands.add_parser("serve", help="examine a client that sends messages back"))
     _add_check(commands.add_parser("check", help="examine any server that sends messages back"))
     _add_scoreboard(commands.add_parser("scoreboard", help="examine anyio_ws and other libraries"))
+    _add_list(commands.add_parser("list", help="show the cases"))
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -89,12 +90,14 @@ def _add_check(command: argparse.ArgumentParser) -> None:
 def _add_choice(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--section",
-        nargs="+",
+        action="append",
         choices=report.SECTIONS,
         metavar="SECTION",
-        help=f"only these: {' '.join(report.SECTIONS)}",
+        help=f"only this one, and others given the same way: {' '.join(report.SECTIONS)}",
     )
-    command.add_argument("--case", nargs="+", default=[], metavar="ID", help="only these cases")
+    command.add_argument(
+        "--case", action="append", default=[], metavar="ID", help="only this case, and others"
+    )
     command.add_argument(
         "--exhaustive", action="store_true", help="each of the 65,536 close codes, not samples"
     )
@@ -185,6 +188,27 @@ def _add_scoreboard(command: argparse.ArgumentParser) -> None:
     command.add_argument("--peer", nargs="*", choices=scoreboard.PEERS, default=scoreboard.PEERS)
     command.add_argument("--framing", nargs="+", choices=("python", "c"), default=["python", "c"])
     command.set_defaults(run=lambda options: scoreboard.main(options.peer, options.framing))
+
+
+def _add_list(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Show the cases: what each demands and where that is said; with --json all they consist of."
+    )
+    command.add_argument(
+        "--section", action="append", choices=report.SECTIONS, metavar="SECTION", help="only this one"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON, bytes as hexadecimal digits")
+    command.set_defaults(run=_run_list)
+
+
+def _run_list(options: argparse.Namespace) -> int:
+    cases = [case for case in all_cases() if not options.section or case.section in options.section]
+    if options.json:
+        print(report.export(cases))
+    else:
+        for case in cases:
+            print(f"{case.id}\n    {case.fact} [{case.source}]")
+    return 0
 
 
 def _report(

@@ -15,6 +15,7 @@ from .serve import Examiner
 
 HANDSHAKE_TIMEOUT = 4.0  # seconds, where the examined server can be told
 PATIENCE = 2.0  # seconds for which an examined client waits for an opening handshake
+_CONCURRENCY = 16
 _LONGEST = 900.0  # seconds for all cases of a client
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -42,19 +43,30 @@ def examine_server(
 def examine_client(start: Start, cases: Sequence[Case], *, limit: int, timeout: float = 2.0) -> Results:
     """Start a client and run cases against it.
 
-    :param start: called with the URL and the number of runs, starts it; it ends when it is through
+    It is started a second time, for those cases that may keep a whole process busy: one at a time.
+
+    :param start: called with the URL, the number of runs, and how many at one time; starts the client,
+        which ends when it is through
     :param limit: bytes of the longest message it takes
     :param timeout: seconds to wait for what must come
     """
-    return asyncio.run(_examine_client(start, cases, limit, timeout))
+    results: Results = {}
+    for alone in (False, True):
+        chosen = [case for case in cases if bool(case.response.flood) is alone]
+        if chosen:
+            concurrency = 1 if alone else _CONCURRENCY
+            results |= asyncio.run(_examine_client(start, chosen, limit, timeout, concurrency))
+    return {case.id: results[case.id] for case in cases}
 
 
-async def _examine_client(start: Start, cases: Sequence[Case], limit: int, timeout: float) -> Results:
+async def _examine_client(
+    start: Start, cases: Sequence[Case], limit: int, timeout: float, concurrency: int
+) -> Results:
     examiner = Examiner(cases, limit=limit, patience=PATIENCE, timeout=timeout)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         serving = asyncio.create_task(examiner.serve(sock))
         host, port = sock.getsockname()
-        with ended(start(f"ws://{host}:{port}", examiner.count)) as process:
+        with ended(start(f"ws://{host}:{port}", examiner.count, concurrency)) as process:
             assert process.stdout is not None
             ending = asyncio.get_running_loop().run_in_executor(None, process.stdout.read)
             await asyncio.wait({ending}, timeout=_LONGEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,24 @@ def save(path: Path, head: Mapping[str, Any], results: Results) -> None:
         text += f',\n "{title}": {{\n' + ",\n".join(lines) + "\n }"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n}\n")
+
+
+def export(cases: Sequence[Case]) -> str:
+    """Return cases as JSON, for other programs: bytes as hexadecimal digits, each step with its kind."""
+    return json.dumps([_plain(case) for case in cases], indent=1, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as what JSON has."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Grade):
+        return value.name.lower()
+    if is_dataclass(value):
+        named = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        return {"kind": type(value).__name__.lower(), **named}
+    if isinstance(value, frozenset):
+        return sorted(value, key=str)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     :ivar title: how it is named in the table
     :ivar versions: what was examined
     :ivar server: starts its server
-    :ivar client: starts its client, given the URL and the number of cases
+    :ivar client: starts its client, given the URL, the number of cases, and how many at one time
     :ivar handshake_timeout: seconds that its server gives an opening handshake, 0 when that is not known
     """
 
@@ -60,9 +60,9 @@ def _our_entry(backend: str, framing: str) -> Entry:
         name: version(name) for name in ("anyio_ws", "anyio", *(["trio"] if backend == "trio" else []))
     }
 
-    def start_client(url: str, count: int) -> subprocess.Popen[str]:
+    def start_client(url: str, count: int, concurrency: int) -> subprocess.Popen[str]:
         subject = Subject("client", backend, framing)
-        return subject.start("--timeout", str(PATIENCE), "--concurrency", "16", url)
+        return subject.start("--timeout", str(PATIENCE), "--concurrency", str(concurrency), url)
 
     server = Subject("server", backend, framing)
     return Entry(
@@ -77,7 +77,7 @@ def _our_entry(backend: str, framing: str) -> Entry:
 
 def peer_entries(names: Sequence[str]) -> list[Entry]:
     """Return the peers, installed if they are not yet."""
-    python = _install()
+    python = _install() if names else Path()
     return [_peer_entry(name, python) for name in names]
 
 

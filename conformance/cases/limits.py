@@ -51,6 +51,14 @@ def cases(limit: int) -> Iterator[Case]:
         (send(*frames), Message(TEXT, b"x" * limit, Grade.WEAK)),
         needs=_ECHO,
     )
+    pieces = split(TEXT, *(b"x" * 64 for _ in range(limit // 64)))
+    fact = "A message as long as is accepted is received in fragments of 64 bytes, too."
+    yield Case("limits/text-at-limit-small-fragments", fact, source, echoed(*pieces), needs=_ECHO)
+    for opcode, name in ((TEXT, "text"), (BINARY, "binary")):
+        fact = "Fragments without data are not accepted without end, though they add nothing to the message."
+        empty = [Frame(CONTINUATION, fin=False) for _ in range(20_000)]
+        steps = (send(Frame(opcode, b"x", fin=False), *empty), end(1008, 1009, 1002))
+        yield Case(f"policy/empty-fragments-{name}", fact, "F19", steps)
     fact = "The limit is one of each message, not of all."
     steps = echoed(text(b"x" * limit)) * 3
     yield Case("limits/three-at-limit", fact, source, steps, needs=_ECHO)

@@ -1,4 +1,7 @@
-"""aiohttp, both its server and its client; the client compresses only when it is asked to."""
+"""aiohttp, both its server and its client; the client compresses only when it is asked to.
+
+Its limit is the first size that is too long, so it is one more here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ async def send_back(connection: Any) -> None:
 
 
 async def handle(request: web.Request) -> web.WebSocketResponse:
-    connection = web.WebSocketResponse(max_msg_size=LIMIT)
+    connection = web.WebSocketResponse(max_msg_size=LIMIT + 1)
     await connection.prepare(request)
     await send_back(connection)
     return connection
@@ -39,7 +42,7 @@ async def echo(url: str) -> None:
     timeout = aiohttp.ClientTimeout(sock_connect=TIMEOUT, sock_read=TIMEOUT)
     async with (
         aiohttp.ClientSession(timeout=timeout) as session,
-        session.ws_connect(url, max_msg_size=LIMIT, protocols=SUBPROTOCOLS, compress=15) as connection,
+        session.ws_connect(url, max_msg_size=LIMIT + 1, protocols=SUBPROTOCOLS, compress=15) as connection,
     ):
         await send_back(connection)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
@@ -31,8 +32,7 @@ async def start() -> int:
 
 async def echo(url: str) -> None:
     connection = await websocket_connect(
-        url,
-        connect_timeout=TIMEOUT,
+        HTTPRequest(url, connect_timeout=TIMEOUT, request_timeout=TIMEOUT),
         compression_options={},
         subprotocols=SUBPROTOCOLS,
         max_message_size=LIMIT,

@@ -13,7 +13,6 @@ HOST = "127.0.0.1"
 LIMIT = 65_536  # bytes of the longest message
 TIMEOUT = 2.0  # seconds for an opening handshake as a client
 SUBPROTOCOLS = ["conformance-a", "conformance-b"]
-_CONCURRENCY = 16
 
 
 def main(serve: Callable[[], Awaitable[int]], echo: Callable[[str], Awaitable[None]]) -> None:
@@ -26,9 +25,13 @@ def main(serve: Callable[[], Awaitable[int]], echo: Callable[[str], Awaitable[No
     parser.add_argument("end", choices=("server", "client"))
     parser.add_argument("url", nargs="?")
     parser.add_argument("count", nargs="?", type=int, help="how many cases there are")
+    parser.add_argument("concurrency", nargs="?", type=int, help="how many to run at one time")
     options = parser.parse_args()
     logging.disable()
-    asyncio.run(_serve(serve) if options.end == "server" else _run_cases(echo, options.url, options.count))
+    if options.end == "server":
+        asyncio.run(_serve(serve))
+    else:
+        asyncio.run(_run_cases(echo, options.url, options.count, options.concurrency))
 
 
 async def _serve(serve: Callable[[], Awaitable[int]]) -> None:
@@ -36,14 +39,14 @@ async def _serve(serve: Callable[[], Awaitable[int]]) -> None:
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-async def _run_cases(echo: Callable[[str], Awaitable[None]], url: str, count: int) -> None:
+async def _run_cases(echo: Callable[[str], Awaitable[None]], url: str, count: int, concurrency: int) -> None:
     todo = iter(range(1, count + 1))
 
     async def work() -> None:
         for number in todo:
             await _attempt(echo, f"{url}/runCase?case={number}&agent=peer")
 
-    await asyncio.gather(*(work() for _ in range(_CONCURRENCY)))
+    await asyncio.gather(*(work() for _ in range(concurrency)))
     await _attempt(echo, f"{url}/updateReports?agent=peer")
 
 
