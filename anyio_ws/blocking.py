@@ -249,27 +249,29 @@ class Client:
 
     # --- writing --------------------------------------------------------------------------------------
 
-    def write(self, data: str) -> None:
+    def write(self, data: str, *, compress: bool = True) -> None:
         """Send a text message; returns when it was taken, not when it was received."""
-        self._call(partial(self._client.write, data))
+        self._call(partial(self._client.write, data, compress=compress))
 
     write_text = write
 
-    def write_bin(self, data: Bytes) -> None:
+    def write_bin(self, data: Bytes, *, compress: bool = True) -> None:
         """Send a binary message."""
-        self._call(partial(self._client.write_bin, data))
+        self._call(partial(self._client.write_bin, data, compress=compress))
 
-    def send(self, item: str | bytes) -> None:
+    def send(self, item: str | bytes, *, compress: bool = True) -> None:
         """Send a message: text for ``str``, binary for a bytes-like object."""
-        self._call(partial(self._client.send, item))
+        self._call(partial(self._client.send, item, compress=compress))
 
     def write_framed(self, frame: Frame) -> None:
         """Send a message framed ahead of time."""
         self._call(partial(self._client.write_framed, frame))
 
-    def write_frame(self, opcode: int, data: Bytes = b"", *, fin: bool = True) -> None:
+    def write_frame(
+        self, opcode: int, data: Bytes = b"", *, fin: bool = True, compress: bool = False
+    ) -> None:
         """Send one frame."""
-        self._call(partial(self._client.write_frame, opcode, data, fin=fin))
+        self._call(partial(self._client.write_frame, opcode, data, fin=fin, compress=compress))
 
     def write_ping(self, data: Bytes = b"") -> None:
         """Send a Ping and do not wait for the Pong."""

@@ -30,6 +30,7 @@ from anyio_ws import (
     blocking,
     frame_text,
 )
+from anyio_ws.deflate import Deflater
 from anyio_ws.protocol import Role
 
 
@@ -117,6 +118,35 @@ def test_client_talks(connect: Connect, served: Served) -> None:
         client.write_pong()
         assert client.ping() == client.latency
     assert served.codes == [1000]
+
+
+@pytest.mark.attack("C13")
+def test_client_can_keep_a_message_out_of_compression(
+    connect: Connect, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message can be sent uncompressed; the echo of the server is compressed in any case."""
+    compressed = []
+    compress = Deflater.compress
+
+    def note(deflater: Deflater, data: bytes, **options: Any) -> bytes:
+        compressed.append(data)
+        return compress(deflater, data, **options)
+
+    monkeypatch.setattr(Deflater, "compress", note)
+    text = "a" * 100
+    with connect() as client:
+        writes: list[Callable[..., None]] = [
+            client.write,
+            lambda text, **options: client.write_bin(text.encode(), **options),
+            client.send,
+            lambda text, **options: client.write_frame(Opcode.TEXT, text.encode(), **options),
+        ]
+        for write in writes:
+            for choice in (True, False):
+                compressed.clear()
+                write(text, compress=choice)
+                assert client.receive() in (text, text.encode())
+                assert len(compressed) == 1 + choice
 
 
 def test_client_tells_what_it_is(connect: Connect, served: Served) -> None:
