@@ -14,7 +14,7 @@ from .processes import Stalled, ended, lines_of
 from .serve import Examiner
 
 HANDSHAKE_TIMEOUT = 4.0  # seconds, where the examined server can be told
-PATIENCE = 2.0  # seconds for which an examined client waits for an opening handshake
+PATIENCE = 4.0  # seconds for which an examined client waits for an opening handshake
 _CONCURRENCY = 16
 _LONGEST = 900.0  # seconds for all cases of a client
 

@@ -197,7 +197,7 @@ class Player:
         begun = header[: step.header] if step.header is not None else header + payload[: step.payload]
         await self._send(begun)
         expected = End(step.codes)
-        patience = self._timeout if step.hopeless else min(1.0, self._timeout)
+        patience = self._timeout if step.hopeless else self._timeout / 2
         if await self._until(lambda: self.receiver.closes or self._ended, patience):
             await self._end(expected)
             return

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 HOST = "127.0.0.1"
 LIMIT = 65_536  # bytes of the longest message
-TIMEOUT = 2.0  # seconds for an opening handshake as a client
+TIMEOUT = 4.0  # seconds for an opening handshake as a client
 SUBPROTOCOLS = ["conformance-a", "conformance-b"]
 
 

@@ -110,8 +110,9 @@ def test_rows_that_can_have_cases_have_some() -> None:
 
 def test_cases_can_be_exported() -> None:
     """As JSON the cases are whole, for programs in other languages."""
-    exported = json.loads(report.export(everything()))
-    assert [each["id"] for each in exported] == [case.id for case in everything()]
+    cases = [case for case in everything() if case.section in ("answers", "control", "http")]
+    exported = json.loads(report.export(cases))
+    assert [each["id"] for each in exported] == [case.id for case in cases]
     (ping,) = (each for each in exported if each["id"] == "control/ping-1")
     step, pong = ping["steps"]
     assert (step["kind"], step["items"][0]["kind"], step["items"][0]["opcode"]) == ("send", "frame", 9)
