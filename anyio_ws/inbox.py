@@ -136,8 +136,12 @@ class Inbox:
         try:
             if self._hook is not None and self.is_direct and self._hook_bell.is_parked:
                 self._short_cut, self._served = not self._queue, 0
-                poller.run_as(self._task, self._context, self._call_or_keep, messages)
-                self._short_cut = False
+                poller.enter(self._task)
+                try:
+                    self._context.run(self._call_or_keep, messages)
+                finally:
+                    poller.leave(self._task)
+                    self._short_cut = False
             else:
                 self._keep(messages)
         finally:
@@ -163,42 +167,41 @@ class Inbox:
 
     def _call_or_keep(self, messages: list[Message]) -> None:
         """Call the hook in the place of its task; wake the task, and keep the rest, if it goes to sleep."""
-        hook = self._hook
+        hook, steps = self._hook, self._poller.steps
         assert hook is not None
         for position, message in enumerate(messages):
             if message.type > MessageType.BINARY and not self._control(message):
                 continue
-            if not self._short_cut:
+            if not self._short_cut or (position and not self._hook_bell.is_parked):
+                self._short_cut = False
                 self._keep(islice(messages, position, None))
                 return
             self.busy = True
             try:
                 result = hook(message.data if self._by_data else message)
-                if result is not None and not self._is_over(result):
-                    continue
+                if result is not None:
+                    if steps and type(result) is types.CoroutineType:
+                        # Twice as fast as send(), which raises StopIteration to say that all is over.
+                        waits_for = next(result.__await__(), _OVER)
+                        if waits_for is not _OVER:
+                            self._hand_on(result, waits_for)
+                            continue
+                    elif hasattr(result, "__await__"):
+                        self._hand_on(result, _NOT_BEGUN)
+                        continue
             except BaseException as exc:  # noqa: BLE001 - raised in the task, where the hook belongs
                 self._error = exc
                 self._wake_for_hook()
                 continue
             self.busy = False
             self._served += 1
-            if self._served == _FAIR or not self._hook_bell.is_parked:
+            if self._served == _FAIR:
                 self._short_cut = False
 
-    def _is_over(self, result: Any) -> bool:
-        """Run the first step of a hook's coroutine; if it is not the last, the task is to go on with it."""
-        if type(result) is not types.CoroutineType or not self._poller.steps:
-            if not hasattr(result, "__await__"):
-                return True
-            waits_for = _NOT_BEGUN
-        else:
-            # Twice as fast as send(), which raises StopIteration to say that all is over.
-            waits_for = next(result.__await__(), _OVER)
-            if waits_for is _OVER:
-                return True
-        self._sleeping = result, waits_for
+    def _hand_on(self, awaitable: Any, waits_for: Any) -> None:
+        """Have the task go on with a hook that has gone to sleep, or cannot begin here."""
+        self._sleeping = awaitable, waits_for
         self._wake_for_hook()
-        return False
 
     def _wake_for_hook(self) -> None:
         self._short_cut = False

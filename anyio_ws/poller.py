@@ -3,7 +3,7 @@
 AnyIO gives everything else. What it does not give is the shortest way of three things that happen once
 per message: to park a task and wake it (:class:`Bell`), to hear that a socket is ready without asking
 anew each time (:meth:`Poller.watch_readable`), and to run a task's next step where the news of it came
-in (:meth:`Poller.run_as`). Nothing else in the package names asyncio or Trio.
+in (:meth:`Poller.enter`). Nothing else in the package names asyncio or Trio.
 
 A poller also gathers what is written while it is *corked*, so that all replies to one read leave in one
 ``send``. Whoever corks it must not let the event loop run before it is uncorked.
@@ -18,16 +18,15 @@ import sys
 import time
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from anyio.lowlevel import RunVar
 
 logger = logging.getLogger("anyio_ws")
 
 Callback = Callable[[], None]
-ResultT = TypeVar("ResultT")
 _READ_SIZE = 262_144
 
 
@@ -57,7 +56,7 @@ class Poller(Protocol):
 
     :ivar buffer: what all sockets receive into, one at a time; valid until the event loop runs again
     :ivar watches_sockets: whether it can watch sockets; not every event loop can
-    :ivar steps: whether :meth:`run_as` takes the identity of the task, so that coroutines may be stepped
+    :ivar steps: whether :meth:`enter` takes the identity of a task, so that its coroutines may be stepped
     :ivar loop_time: the clock that AnyIO's deadlines go by, in seconds
     :ivar time: the clock for measuring, in seconds; that of the event loop where it is fine enough
     :ivar corked: whether what is written is gathered; those who have something are in ``waiting``
@@ -75,12 +74,13 @@ class Poller(Protocol):
         """Make a bell."""
 
     def current_task(self) -> Any:
-        """Return the running task, for :meth:`run_as`."""
+        """Return the running task, for :meth:`enter`."""
 
-    def run_as(
-        self, task: Any, context: Context, function: Callable[..., ResultT], *arguments: Any
-    ) -> ResultT:
-        """Call a function on behalf of a task that is parked, in a context that is nobody's now."""
+    def enter(self, task: Any) -> None:
+        """Take the identity of a task that is parked, where :attr:`steps` says so."""
+
+    def leave(self, task: Any) -> None:
+        """Give it back."""
 
     def call_soon(self, callback: Callback) -> None:
         """Call a function when the event loop runs next."""
@@ -161,6 +161,10 @@ class _AsyncioPoller(_Corking):
     def __init__(self) -> None:
         super().__init__()
         self._loop = loop = asyncio.get_running_loop()
+        # Documented for implementers of tasks ("Extending asyncio"): what asks for the current task
+        # meanwhile, such as a cancel scope or a timeout, finds the one that the step belongs to.
+        self.enter: Callable[[Any], None] = partial(_enter_task, loop)
+        self.leave: Callable[[Any], None] = partial(_leave_task, loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self.watches_sockets = _can_add_reader(loop)
         # uvloop's own clock stands still while the loop runs.
@@ -184,17 +188,6 @@ class _AsyncioPoller(_Corking):
 
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
-
-    def run_as(
-        self, task: Any, context: Context, function: Callable[..., ResultT], *arguments: Any
-    ) -> ResultT:
-        # Documented for implementers of tasks ("Extending asyncio"): what asks for the current task
-        # meanwhile, such as a cancel scope or a timeout, finds the one that the step belongs to.
-        _enter_task(self._loop, task)
-        try:
-            return context.run(function, *arguments)
-        finally:
-            _leave_task(self._loop, task)
 
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
         task = self._loop.create_task(_as_coroutine(function))
@@ -281,10 +274,11 @@ class _TrioPoller(_Corking):
     def current_task(self) -> Any:
         return self._trio.current_task()
 
-    def run_as(
-        self, task: Any, context: Context, function: Callable[..., ResultT], *arguments: Any
-    ) -> ResultT:
-        return context.run(function, *arguments)
+    def enter(self, task: Any) -> None:
+        """Do nothing: a task of Trio's has no step outside of itself."""
+
+    def leave(self, task: Any) -> None:
+        """Do nothing."""
 
     def call_soon(self, callback: Callback) -> None:
         self._token.run_sync_soon(callback)
