@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+from anyio import TypedAttributeSet, typed_attribute
 from anyio.abc import ObjectStream
 
 from .buffers import BufferPool, ConnectionBuffers, MessageStorage
@@ -52,6 +53,20 @@ class ConnectionShut(ConnectionClosed, anyio.ClosedResourceError):
 
 class ConnectionBroken(ConnectionClosed, anyio.BrokenResourceError):
     """The connection broke, or was closed by the peer and cannot be written to."""
+
+
+class WebSocketAttribute(TypedAttributeSet):
+    """AnyIO's typed attributes of a connection: ``conn.extra(WebSocketAttribute.subprotocol)``."""
+
+    #: the subprotocol that was agreed on, or ``None``
+    subprotocol: str | None = typed_attribute()
+    #: the close code of a connection that has ended or is ending, ``None`` before
+    close_code: int | None = typed_attribute()
+    #: the reason that came with it
+    close_reason: str = typed_attribute()
+
+
+_ATTRIBUTES = tuple(WebSocketAttribute.__annotations__)
 
 
 class Conn(ObjectStream["str | bytes"]):
@@ -208,9 +223,10 @@ class Conn(ObjectStream["str | bytes"]):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """The typed attributes of the stream below: addresses, TLS."""
+        """The typed attributes: those of :class:`WebSocketAttribute`, and of the stream below."""
         attributes: Mapping[Any, Callable[[], Any]] = self._transport.extra_attributes
-        return attributes
+        own = {getattr(WebSocketAttribute, name): partial(getattr, self, name) for name in _ATTRIBUTES}
+        return {**attributes, **own}
 
     @property
     def from_thread(self) -> FromThread:

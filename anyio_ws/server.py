@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, overload
 
 import anyio
 from anyio import TaskHandle
@@ -63,8 +63,15 @@ from .transport import (
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
+if sys.version_info >= (3, 13):
+    from typing import TypeVar
+else:
+    from typing_extensions import TypeVar
 
 logger = logging.getLogger("anyio_ws.server")
+
+AppT = TypeVar("AppT", default=Any)
+AppT_contra = TypeVar("AppT_contra", contravariant=True)
 
 HttpHandler = Callable[..., "Response | Awaitable[Response | None] | None"]
 
@@ -107,8 +114,28 @@ class ServerStatistics:
     thread_pool: ThreadPoolStatistics | None = None
 
 
-class Server:
+class _TakesAll(Protocol[AppT_contra]):
+    def __call__(self, *, handshake: Handshake, conn: Conn, app: AppT_contra) -> object: ...
+
+
+class _TakesConn(Protocol[AppT_contra]):
+    def __call__(self, *, conn: Conn, app: AppT_contra) -> object: ...
+
+
+class _TakesHandshake(Protocol[AppT_contra]):
+    def __call__(self, *, handshake: Handshake, app: AppT_contra) -> object: ...
+
+
+class _TakesApp(Protocol[AppT_contra]):
+    def __call__(self, *, app: AppT_contra) -> object: ...
+
+
+class Server(Generic[AppT]):
     """A WebSocket server.
+
+    For type checkers it is generic in the application object: ``Server(Handler)`` learns from the ``app``
+    that the handler takes what ``listen`` must be given; write ``Server[App](Handler)`` where ``init`` is a
+    classmethod.
 
     :param handler: makes the handler of a connection: a class with ``__init__(self, handshake, conn,
         app)`` or an ``async`` classmethod ``init(cls, handshake, conn, app)``, or a function with these
@@ -120,6 +147,24 @@ class Server:
         ``None`` for the answer that is given without it, 426
     :raises TypeError: when a hook is missing or has other parameters than those accepted
     """
+
+    @overload
+    def __init__(
+        self,
+        handler: (_TakesAll[AppT] | _TakesConn[AppT] | _TakesHandshake[AppT] | _TakesApp[AppT]),
+        config: Config | None = None,
+        *,
+        http_handler: HttpHandler | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Server[Any],
+        handler: Callable[..., Any],
+        config: Config | None = None,
+        *,
+        http_handler: HttpHandler | None = None,
+    ) -> None: ...
 
     def __init__(
         self,
@@ -188,7 +233,7 @@ class Server:
 
     async def listen(
         self,
-        app: object = None,
+        app: AppT | None = None,
         *,
         listeners: Sequence[Acceptor | socket.socket] | None = None,
         task_status: TaskStatus[list[Address]] = anyio.TASK_STATUS_IGNORED,
@@ -245,7 +290,7 @@ async def serve(
 
     Raises and is cancelled like :meth:`Server.listen`.
     """
-    server = Server(FunctionFactory(handler), config, http_handler=http_handler)
+    server: Server[object] = Server(FunctionFactory(handler), config, http_handler=http_handler)
     await server.listen(app, task_status=task_status)
 
 

@@ -20,7 +20,8 @@ async def background() -> AsyncIterator[TaskGroup]:
     """
     error: BaseException | None = None
     async with anyio.create_task_group() as outer:
-        tasks = await outer.start(_hold_shielded)
+        with anyio.CancelScope(shield=True):  # a shielded task that is cancelled while it starts would stay
+            tasks = await outer.start(_hold_shielded)
         try:
             yield tasks
         except BaseException as exc:  # noqa: BLE001 - raised again outside of the task group

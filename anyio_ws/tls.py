@@ -116,6 +116,9 @@ class TlsTransport(SocketTransport):
         self._pump()
 
     def _take_eof(self) -> None:
+        if self._finishing:  # nothing is decrypted any more, and the end is the end with or without a goodbye
+            super()._take_eof()
+            return
         self._incoming.write_eof()
         self._pump()
 

@@ -134,7 +134,7 @@ class _Job(NamedTuple):
     backend_options: dict[str, Any]
     http_handler: HttpHandler | None
 
-    def make_server(self) -> Server:
+    def make_server(self) -> Server[Any]:
         return Server(self.handler, self.config, http_handler=self.http_handler)
 
     def run(self, function: Callable[[], Any]) -> None:
@@ -176,7 +176,7 @@ class _Signals:
 # --- one process --------------------------------------------------------------------------------------
 
 
-def _run_here(job: _Job, server: Server, ready: Ready) -> None:
+def _run_here(job: _Job, server: Server[Any], ready: Ready) -> None:
     """Serve in this process."""
 
     def react(count: int, number: int) -> None:
@@ -204,7 +204,7 @@ def _run_here(job: _Job, server: Server, ready: Ready) -> None:
     signals.exit()
 
 
-async def _listen(server: Server, app: object, started: Ready, **options: Any) -> None:
+async def _listen(server: Server[Any], app: object, started: Ready, **options: Any) -> None:
     """Listen, and call a function when the server is up; what it raises is raised as it is."""
     status = _Started(server, started)
     await server.listen(app, task_status=status, **options)
@@ -215,7 +215,7 @@ async def _listen(server: Server, app: object, started: Ready, **options: Any) -
 class _Started(TaskStatus[list[Address]]):
     """Calls a function when a server is up; when that fails, the server stops."""
 
-    def __init__(self, server: Server, call: Ready) -> None:
+    def __init__(self, server: Server[Any], call: Ready) -> None:
         self.kept = Kept()
         self._server = server
         self._call = call
@@ -292,7 +292,7 @@ def _work(job: _Job, sockets: list[socket.socket], orders: Connection, inherited
 
 
 async def _serve(
-    job: _Job, server: Server, sockets: list[socket.socket], orders: Connection, signals: _Signals
+    job: _Job, server: Server[Any], sockets: list[socket.socket], orders: Connection, signals: _Signals
 ) -> None:
     def started(_: object) -> None:
         if signals.count:
@@ -306,7 +306,7 @@ async def _serve(
         await _listen(server, job.app, started, listeners=sockets)
 
 
-async def _obey(server: Server, orders: Connection) -> None:
+async def _obey(server: Server[Any], orders: Connection) -> None:
     """Do what comes through the pipe, until it ends."""
     while True:
         await anyio.wait_readable(orders.fileno())

@@ -50,7 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("handler", "inbox", "conn", "backlog", "broadcast"),
     ("server", "client"),
-    ("workers", "blocking", "testing.*", "testing"),
+    ("workers", "blocking", "streams", "testing.*", "testing"),
     ("__init__",),  # the public names
     ("demo", "__main__"),  # programs that use them
 )

@@ -27,6 +27,16 @@ async def note(events: list[str]) -> None:
         events.append("cancelled")
 
 
+async def test_background_in_a_cancelled_scope_ends() -> None:
+    """In a scope that is cancelled already the block is cancelled where it first waits, and all ends."""
+    async with nothing_left():
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with background():
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+
 async def test_background_cancels_its_tasks_at_the_end_of_the_block() -> None:
     """The tasks run beside the block, and are over when the block is left."""
     events: list[str] = []
