@@ -31,6 +31,7 @@ from anyio_ws import framing
 from anyio_ws._framing_py import MessageReader
 from anyio_ws.events import Message, MessageType, Opcode, build_close
 from anyio_ws.exceptions import RemoteProtocolError
+from anyio_ws.framing import frame_in_place
 
 from .frames import WireFrame, build_frame, cut, parse_frames, xor
 
@@ -2088,3 +2089,36 @@ def test_frame_is_represented_in_a_few_words(size: int) -> None:
     """The repr of a frame names its opcode and the length of its payload, and does not show the payload."""
     assert repr(framing.frame_text("x" * size)) == f"<Frame TEXT of {size} bytes>"
     assert repr(framing.frame_bin(b"\xff" * size)) == f"<Frame BINARY of {size} bytes>"
+
+
+# --- masking where the payload is -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 125, 126, 65_535, 65_536, 100_001])
+def test_frame_in_place_is_the_frame_and_scrambles_the_buffer(size: int) -> None:
+    """Header and masked payload are those of any frame; the buffer is the payload on the wire. [K10]"""
+    payload = bytes(index * 7 % 251 for index in range(size))
+    buffer = bytearray(payload)
+    head, view = frame_in_place(Opcode.BINARY, buffer, b"\x01\x02\x03\x04")
+    assert view.obj is buffer
+    assert bytes(buffer) == head[len(head) :] + bytes(b ^ (i % 4 + 1) for i, b in enumerate(payload))
+    (frame,) = parse_frames(head + bytes(buffer))
+    assert (frame.opcode, frame.fin, frame.key, frame.payload) == (BINARY, True, b"\x01\x02\x03\x04", payload)
+
+
+def test_frame_in_place_takes_items_of_any_size() -> None:
+    """An array is masked as its bytes. [K10]"""
+    numbers = array("H", [1, 2, 3])
+    plain = numbers.tobytes()
+    head, view = frame_in_place(Opcode.BINARY, memoryview(numbers), b"abcd")
+    assert view.nbytes == 6
+    assert parse_frames(head + numbers.tobytes())[0].payload == plain
+
+
+@pytest.mark.parametrize(
+    "value", [b"bytes", memoryview(b"bytes"), memoryview(bytearray(b"bytes"))[::2], "text", None]
+)
+def test_frame_in_place_refuses_what_it_cannot_write_to(value: Any) -> None:
+    """``bytes`` are never changed, and neither is anything with gaps. [K10]"""
+    with pytest.raises(TypeError, match=r"^data: a writable buffer"):
+        frame_in_place(Opcode.BINARY, value, b"abcd")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,39 +11,15 @@ import anyio
 import pytest
 
 from anyio_ws import Client, Config, ConnectionClosed, LocalProtocolError, Opcode, Server, connect, testing
-from anyio_ws.framing import BUILD, frame_in_place
-from anyio_ws.protocol import Protocol, Role
+from anyio_ws.framing import BUILD
+from anyio_ws.protocol import Role
 
 from . import support
-from .frames import parse_frames
 from .memory import connection
 from .support import BINARY, PING, Peer, listening, no_hang, settle
 
 no_surprises = support.no_surprises
 pytestmark = pytest.mark.usefixtures("no_surprises")
-
-SIZES = [0, 1, 3, 125, 126, 65_535, 65_536, 100_001]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_frame_in_place_is_the_frame_and_scrambles_the_buffer(size: int) -> None:
-    """Header and masked payload are those of any frame; the buffer is the payload on the wire. [K10]"""
-    payload = bytes(index * 7 % 251 for index in range(size))
-    buffer = bytearray(payload)
-    head, view = frame_in_place(Opcode.BINARY, buffer, b"\x01\x02\x03\x04")
-    assert view.obj is buffer
-    assert bytes(buffer) == head[len(head) :] + bytes(b ^ (i % 4 + 1) for i, b in enumerate(payload))
-    (frame,) = parse_frames(head + bytes(buffer))
-    assert (frame.opcode, frame.fin, frame.key, frame.payload) == (BINARY, True, b"\x01\x02\x03\x04", payload)
-
-
-def test_frame_in_place_takes_items_of_any_size() -> None:
-    """An array is masked as its bytes. [K10]"""
-    numbers = array.array("H", [1, 2, 3])
-    plain = numbers.tobytes()
-    head, view = frame_in_place(Opcode.BINARY, memoryview(numbers), b"abcd")
-    assert view.nbytes == 6
-    assert parse_frames(head + numbers.tobytes())[0].payload == plain
 
 
 @pytest.mark.parametrize(
@@ -143,15 +118,6 @@ async def test_data_is_scrambled_if_and_only_if_it_was_sent() -> None:
         with pytest.raises(ConnectionClosed):
             await link.conn.write_bin(data, mask_in_place=True)
     assert data == b"kept"
-
-
-def test_protocol_refuses_before_it_scrambles() -> None:
-    """The machine looks at its state first. [K10]"""
-    protocol = Protocol(Role.CLIENT, max_message_size=1_000)
-    data = bytearray(b"data")
-    with pytest.raises(LocalProtocolError):
-        protocol.frame_in_place(data)
-    assert data == b"data"
 
 
 class Echo:

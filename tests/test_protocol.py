@@ -541,6 +541,17 @@ def test_masking_key_does_not_come_from_a_seeded_generator() -> None:
 
 
 @pytest.mark.attack("F28")
+def test_masking_keys_are_made_where_processes_do_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to register then, and keys are forgotten when they are told to be (§5.3)."""
+    monkeypatch.delattr("os.register_at_fork", raising=False)
+    pool = module._KeyPool()
+    keys = [pool(), pool()]
+    pool._forget()
+    keys.append(pool())
+    assert {len(key) for key in keys} == {4}
+    assert len(set(keys)) == 3
+
+
 def test_masking_key_of_a_client_is_on_its_close_too() -> None:
     """Every way to send a Close masks it with a key of its own."""
     keys = set()
@@ -1337,6 +1348,27 @@ def test_lost_without_a_close_received_is_1006(
         protocol.lost()
         assert report(protocol) == expected
     assert protocol.fail(1011) == b""
+
+
+def test_frame_in_place_masks_with_a_fresh_key() -> None:
+    """A message can be masked where it is; two of the same are different on the wire. [K10]"""
+    protocol = machine(Role.CLIENT)
+    wires = []
+    for _ in range(2):
+        head, view = protocol.frame_in_place(bytearray(b"data"))
+        wires.append(head + view.tobytes())
+        (frame,) = parse_frames(wires[-1])
+        assert (frame.opcode, frame.payload, frame.fin) == (Opcode.BINARY, b"data", True)
+    assert wires[0] != wires[1]
+
+
+def test_protocol_refuses_before_it_scrambles() -> None:
+    """The machine looks at its state first. [K10]"""
+    protocol = machine(Role.CLIENT, State.CONNECTING)
+    data = bytearray(b"data")
+    with pytest.raises(LocalProtocolError):
+        protocol.frame_in_place(data)
+    assert data == b"data"
 
 
 class Lender:
