@@ -493,36 +493,29 @@ def bomb(size: int) -> bytes:
 BOMB = bomb(64 * MIB)
 PAYLOAD = Zlib(Peer(testing.memory_stream_pair()[0]), "", "server").compress(PRICE.encode())
 FAULTS = {
-    "C01 RSV1 on a continuation": ("C01", [(TEXT, b"\x00", 4, False), (0, b"\x00", 4, True)], 1002),
+    "C01 RSV1 on a continuation": ([(TEXT, b"\x00", 4, False), (0, b"\x00", 4, True)], 1002),
     "C01 RSV1 on a continuation of plain text": (
-        "C01",
         [(TEXT, b"a", 0, False), (0, b"\x00", 4, True)],
         1002,
     ),
-    "C02 RSV1 on a ping": ("C02", [(PING, b"", 4, True)], 1002),
-    "C02 RSV1 on a pong": ("C02", [(PONG, b"", 4, True)], 1002),
-    "C02 RSV1 on a Close": ("C02", [(CLOSE, b"\x03\xe8", 4, True)], 1002),
-    "C03 no DEFLATE data": ("C03", [(BINARY, b"\xff" * 10, 4, True)], 1007),
-    "C03 truncated": ("C03", [(BINARY, b"\xf2\x48\xcd", 4, True)], 1007),
-    "C03 empty payload": ("C03", [(BINARY, b"\xf2\x48\xcd", 4, False), (0, b"", 0, True)], 1007),
-    "C03 not UTF-8": ("C03", [(TEXT, b"\x00\x01\x00\xfe\xff\xff\x00", 4, True)], 1007),
-    "C04 bomb": ("C04", [(BINARY, BOMB, 4, True)], 1009),
+    "C02 RSV1 on a ping": ([(PING, b"", 4, True)], 1002),
+    "C02 RSV1 on a pong": ([(PONG, b"", 4, True)], 1002),
+    "C02 RSV1 on a Close": ([(CLOSE, b"\x03\xe8", 4, True)], 1002),
+    "C03 no DEFLATE data": ([(BINARY, b"\xff" * 10, 4, True)], 1007),
+    "C03 truncated": ([(BINARY, b"\xf2\x48\xcd", 4, True)], 1007),
+    "C03 empty payload": ([(BINARY, b"\xf2\x48\xcd", 4, False), (0, b"", 0, True)], 1007),
+    "C03 not UTF-8": ([(TEXT, b"\x00\x01\x00\xfe\xff\xff\x00", 4, True)], 1007),
+    "C04 bomb": ([(BINARY, BOMB, 4, True)], 1009),
     "C04 bomb in fragments": (
-        "C04",
         [(0 if at else BINARY, BOMB[at : at + 50], 0 if at else 4, False) for at in range(0, 5_000, 50)],
         1009,
     ),
 }
 
 
+@pytest.mark.attack("C01", "C02", "C03", "C04")
 @ROLES
-@pytest.mark.parametrize(
-    ("frames", "code"),
-    [
-        pytest.param(frames, code, id=name, marks=pytest.mark.attack(row))
-        for name, (row, frames, code) in FAULTS.items()
-    ],
-)
+@pytest.mark.parametrize(("frames", "code"), FAULTS.values(), ids=FAULTS)
 @contexts
 async def test_fault_of_the_peer_is_answered_with_its_code(
     role: str, context: str, frames: list[tuple[int, bytes, int, bool]], code: int

@@ -310,13 +310,13 @@ ROWS = (
     Row(
         "C09",
         "A window of 8 bits, which zlib cannot compress with",
-        "9 bits where that is allowed, declined otherwise",
+        "It is kept to: runs of one byte are compressed, which refer no farther back than it",
         "7692 §7.1.2",
     ),
     Row(
         "C10",
         "Thousands of connections that negotiate compression",
-        "Contexts are made at the first compressed message, and are small",
+        "A context is made at the first compressed message; a process keeps few, whoever connects",
         "7692 §7.1.1",
     ),
     Row(
@@ -328,7 +328,7 @@ ROWS = (
     Row(
         "C12",
         "An error or a cancellation between compressing and sending",
-        "The two are one step; a context that ran ahead of the wire ends its connection",
+        "The two are one step; a context that ran ahead of the wire is forgotten",
     ),
     Row(
         "C13",
