@@ -74,6 +74,7 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     command.epilog = "exit codes: 0 no case failed, 1 some did, 2 the server cannot be examined"
     command.add_argument("url", help="its address: ws://host:port/path")
     _add_choice(command)
+    command.add_argument("--no-echo", action="store_true", help="it does not send messages back")
     command.add_argument(
         "--handshake-timeout",
         type=float,
@@ -135,6 +136,7 @@ def _chosen(options: argparse.Namespace, end: str) -> list[Case]:
 def _run_check(options: argparse.Namespace) -> int:
     target = replace(
         check.parse_target(options.url),
+        echoes=not options.no_echo,
         limit=options.limit,
         handshake_timeout=options.handshake_timeout,
         timeout=options.timeout,

@@ -22,6 +22,7 @@ from typing import Any
 
 from .echo import DEFAULT_LIMIT
 from .processes import Stalled, Subject, drain, ended, first_words, lines_of, start
+from .progress import Progress
 from .wstest import VERSION, find_wstest
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,7 +103,7 @@ def run(subject: Subject, cases: Sequence[str]) -> tuple[Outcomes, str]:
     groups = [[case for case in cases if limit_of(case) == limit] for limit in (DEFAULT_LIMIT, _LARGE_LIMIT)]
     if subject.role == "client":  # it is told the limit of each case
         groups = [list(cases)]
-    progress = _Progress(subject.name, len(cases))
+    progress = Progress(subject.name, len(cases))
     for group in filter(None, groups):
         with tempfile.TemporaryDirectory(prefix="wstest-") as name:
             run_group = _run_server if subject.role == "server" else _run_client
@@ -118,7 +119,7 @@ def _outcome(report: dict[str, Any]) -> Outcome:
     return {name: report[name] for name in ("behavior", "behaviorClose", "remoteCloseCode")}
 
 
-def _run_server(subject: Subject, cases: list[str], directory: Path, progress: _Progress) -> str:
+def _run_server(subject: Subject, cases: list[str], directory: Path, progress: Progress) -> str:
     """Have wstest connect to our server for each case."""
     with ended(subject.start("--limit", str(limit_of(cases[0])))) as server:
         framing, url = first_words(server, "framing ", "ws://")
@@ -126,11 +127,11 @@ def _run_server(subject: Subject, cases: list[str], directory: Path, progress: _
         command = _wstest(directory, "fuzzingclient", spec)
         with ended(start(command, stderr=subprocess.DEVNULL)) as wstest:
             for line in lines_of(wstest):
-                progress.see(line.startswith("Running test case"))
+                progress.add(line.startswith("Running test case"))
     return framing
 
 
-def _run_client(subject: Subject, cases: list[str], directory: Path, progress: _Progress) -> str:
+def _run_client(subject: Subject, cases: list[str], directory: Path, progress: Progress) -> str:
     """Have our client connect to wstest for each case."""
     port = _free_port()
     url = f"ws://127.0.0.1:{port}"
@@ -142,7 +143,7 @@ def _run_client(subject: Subject, cases: list[str], directory: Path, progress: _
         with ended(subject.start("--agent", _AGENT, url, *limits)) as client:
             (framing,) = first_words(client, "framing ")
             for line in lines_of(client):
-                progress.see(line.startswith("case "))
+                progress.add(line.startswith("case "))
     return framing
 
 
@@ -170,32 +171,6 @@ def _wait_for_port(port: int, process: subprocess.Popen[str]) -> None:
             time.sleep(0.1)
         else:
             return
-
-
-class _Progress:
-    """Shows how far a run is: in place on a terminal, now and then in a log."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total = name, total
-        self._count = 0
-        self._start = self._shown = time.monotonic()
-
-    def see(self, is_case: bool) -> None:
-        """Count a case."""
-        self._count += is_case
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if is_case and now - self._shown >= (0.1 if terminal else 15):
-            self._shown = now
-            text = f"{self._name}: {self._count} of {self._total} cases, {now - self._start:.0f} s"
-            print(
-                f"\r{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True
-            )
-
-    def end(self) -> None:
-        """Make room for what is printed next."""
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 # --- results ------------------------------------------------------------------------------------------

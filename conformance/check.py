@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from . import http
-from .case import Answer, Case, Grade, Judged, NotRun, Step, Verdict, request, worst
+from .case import Answer, Case, Grade, Judged, NotRun, Step, Verdict, echoed, request, text, worst
 from .cases.deflate import PLAIN
 from .play import Player
+from .progress import Progress
 from .wire import Line, Receiver
 
 
@@ -24,6 +23,7 @@ from .wire import Line, Receiver
 class Target:
     """The server to examine, and what has to be known about it.
 
+    :ivar echoes: it sends messages back
     :ivar limit: bytes of the longest message it takes, 0 when that is not known
     :ivar handshake_timeout: seconds an opening handshake may take, 0 when that is not known
     :ivar timeout: seconds to wait for what must come
@@ -33,6 +33,7 @@ class Target:
     host: str
     port: int
     path: str = "/"
+    echoes: bool = True
     limit: int = 65_536
     handshake_timeout: float = 0
     timeout: float = 2.0
@@ -59,24 +60,28 @@ async def check(target: Target, cases: Sequence[Case], *, show: bool = False) ->
     :param show: show progress on standard error
     :return: the verdict of each case
     :raises OSError: when nobody listens
+    :raises ValueError: when the server cannot be examined, because it refuses or does not echo
     """
     (await Line.connect(target.host, target.port)).close()
+    await _probe(target)
     has_deflate = await _has_deflate(target)
     results: Results = {}
     room = asyncio.Semaphore(target.concurrency)
+    progress = Progress("", len(cases))
 
     async def run(case: Case) -> None:
         async with room:
             results[case.id] = await run_case(target, case) if _possible(target, case, has_deflate) else None
         if show:
-            _show(len(results), len(cases))
+            progress.add()
 
     await asyncio.gather(*map(run, cases))
+    progress.end()
     return {case.id: results[case.id] for case in cases}
 
 
 def _possible(target: Target, case: Case, has_deflate: bool) -> bool:
-    lacking = set()
+    lacking = set() if target.echoes else {"echo"}
     if not has_deflate:
         lacking.add("deflate")
         if case.deflate:
@@ -86,20 +91,6 @@ def _possible(target: Target, case: Case, has_deflate: bool) -> bool:
     if not target.handshake_timeout:
         lacking.add("timeout")
     return not case.needs & lacking
-
-
-_last_shown = 0.0
-
-
-def _show(count: int, total: int) -> None:
-    global _last_shown
-    now = time.monotonic()
-    interval = 0.1 if sys.stderr.isatty() else 10
-    if now - _last_shown >= interval:
-        _last_shown = now
-        text = f"{count} of {total} cases"
-        sys.stderr.write(f"\r{text} " if sys.stderr.isatty() else f"{text}\n")
-        sys.stderr.flush()
 
 
 async def run_case(target: Target, case: Case) -> Verdict | None:
@@ -170,6 +161,18 @@ async def _play(
             cut=None if on_request else cut,
         )
         return await player.play(steps, head.rest)
+
+
+async def _probe(target: Target) -> None:
+    """Find out whether a server can be examined at all.
+
+    :raises ValueError: when it cannot, with what it did
+    """
+    steps = echoed(text("are you there?")) if target.echoes else ()
+    verdict = await _run_once(target, Case("probe", "", ""), steps, None)
+    if verdict is not None and verdict.grade is Grade.FAIL:
+        hint = "; --no-echo leaves out the cases that need that" if target.echoes else ""
+        raise ValueError(f"a plain connection to the server fails: {verdict.detail}{hint}")
 
 
 async def _has_deflate(target: Target) -> bool:

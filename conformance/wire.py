@@ -269,15 +269,20 @@ class Line:
         :raises OSError: when nobody listens
         """
         loop = asyncio.get_running_loop()
-        ((family, kind, _, _, address), *_) = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        sock = socket.socket(family, kind)
-        try:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock)
+        error = OSError(f"{host} has no address")
+        for family, kind, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind)
+            try:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, address)
+            except BaseException as exc:
+                sock.close()
+                if not isinstance(exc, OSError):
+                    raise
+                error = exc
+            else:
+                return cls(sock)
+        raise error
 
     async def send(self, data: bytes) -> bool:
         """Send bytes, as far as the other end takes them; return whether it took all."""

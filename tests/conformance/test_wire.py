@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from conformance import http
+from conformance.__main__ import main
 from conformance.case import (
     Answer,
     Case,
@@ -25,7 +27,7 @@ from conformance.case import (
     send,
     text,
 )
-from conformance.check import Target, run_case
+from conformance.check import Results, Target, check, run_case
 from conformance.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Codec, Frame, Receiver, accept_of
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -255,3 +257,54 @@ def test_errors_are_found(behave: Behave, steps: tuple[object, ...], expected: G
     verdict = asyncio.run(judge())
     assert verdict is not None
     assert verdict.grade is expected, verdict.detail
+
+
+def test_server_that_cannot_be_examined_is_told_so() -> None:
+    """A server that does not echo is not examined in vain; without need of echoes it can be."""
+
+    async def examine(echoes: bool) -> Results:
+        async with erring(sends(close(1002))) as target:
+            return await check(replace(target, echoes=echoes), [Case("close/x", "A fact.", "RFC", VIOLATION)])
+
+    with pytest.raises(ValueError, match=r"a plain connection to the server fails: .*; --no-echo"):
+        asyncio.run(examine(True))
+    assert asyncio.run(examine(False)) == {"close/x": Verdict(Grade.PASS)}
+
+
+def test_nobody_who_listens_is_an_error_of_the_system() -> None:
+    """No score is given for a server that is not there."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        target = Target("127.0.0.1", sock.getsockname()[1])
+        with pytest.raises(ConnectionRefusedError):
+            asyncio.run(check(target, []))
+
+
+# --- the command line ---------------------------------------------------------------------------------
+
+
+def test_command_line_lists_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    """``list`` says of each case what it demands, and where that is said."""
+    assert main(["list", "--section", "control"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "control/ping-125\n    A Ping with 125 bytes is answered by a Pong with the same. [RFC 6455" in said
+    )
+    assert "close/" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["check", "http://127.0.0.1"], "a ws:// address is needed"),
+        (["check", "ws://127.0.0.1", "--case", "no/case"], "no case for a server has been chosen"),
+        (["serve", "--section", "http"], "no case for a client has been chosen"),
+        (["autobahn", "--cases", "99"], "99: the Autobahn Testsuite has no such case"),
+    ],
+)
+def test_command_line_says_what_cannot_be_run(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be run is told in one line, with exit code 2."""
+    assert main(arguments) == 2
+    assert f"conformance: {complaint}" in capsys.readouterr().err.replace("http://127.0.0.1: ", "")
