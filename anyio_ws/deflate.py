@@ -69,8 +69,8 @@ class Compression:
     :ivar server_no_context_takeover: the server keeps no context between messages
     :ivar client_no_context_takeover: the client keeps no context between messages
     :ivar contexts: how many connections of a process, among those with these settings, keep a context
-        to compress with; of more, the one that sent least recently starts afresh (which §7.2.1 allows
-        a sender at any time)
+        to compress with; of more, the one that sent least recently starts afresh, which it may: no
+        message has to refer to those before it
     :ivar level: 0 for the fastest to 9 for the smallest, -1 for what the backend takes for balanced
     :ivar memory_level: the compressor's memory, 1 for the least to 9 for the fastest
     :ivar threshold: bytes below which a message is sent uncompressed. Under 64 a message on its own
@@ -95,7 +95,7 @@ class Compression:
         try:
             _load(self.backend)
         except ModuleNotFoundError as exc:
-            raise ValueError(f"backend: {self.backend} is not installed") from exc
+            raise ValueError(f"backend: {self.backend} is not installed; pip install anyio-ws[isal]") from exc
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: True or False is needed, not {getattr(self, name)!r}")

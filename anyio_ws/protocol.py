@@ -388,7 +388,7 @@ class Protocol:
         """Have the next message refer to none before it: one that was framed may not have been sent.
 
         Where the connection goes on after an error between framing and sending, this keeps the two ends
-        of it in step (RFC 7692 §7.2.1).
+        of it in step: what the peer lacks is not referred to (RFC 7692 §7.2.2).
         """
         if self._deflater is not None:
             self._deflater.reset()
