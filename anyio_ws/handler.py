@@ -223,10 +223,15 @@ class HandlerFactory:
             make = getattr(make, "init", make)
         self._make = make
         self._names = choose_parameters(make, _PARAMETERS)
+        # A class without a constructor has nothing to run that could block.
+        own = [getattr(make, name, None) for name in ("__new__", "__init__")]
+        self._runs_no_code = own == [object.__new__, object.__init__]
 
     async def __call__(self, tools: Tools = NO_TOOLS, /, **arguments: object) -> Session:
         """Make the handler of a connection; raises whatever the user's code raises."""
-        make = self._make if tools.threads is None else tools.threads.bind(self._make)
+        make = self._make
+        if tools.threads is not None and not self._runs_no_code:
+            make = tools.threads.bind(make)
         handler = await settle(make(**{name: arguments[name] for name in self._names}))
         if tools.threads is None:
             return _HandlerSession(handler, arguments["app"], tools.scratch)

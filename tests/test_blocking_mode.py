@@ -49,6 +49,7 @@ from .support import (
     serving,
     settle,
     take_log,
+    virtual,
 )
 
 no_surprises = support.no_surprises
@@ -684,6 +685,33 @@ async def test_async_hooks_that_have_begun_do_not_wait() -> None:
         await settle()
         assert threads_of(served).undispatched == 0
         release.set()
+
+
+@virtual
+async def test_connection_that_is_not_read_is_not_taken_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keepalive does not blame a peer for what we do not read; its pings are answered later."""
+    room = [0]
+    monkeypatch.setattr(Backlog, "room_for", lambda self, own: room[0])
+    got: list[str] = []
+
+    class Collecting:
+        async def client_message(self, data: str) -> None:
+            got.append(data)
+
+    config = Config(blocking=True, ping_interval=5.0, ping_timeout=5.0)
+    async with serving(Collecting, config=config, leave=True) as served:
+        peer = await served.open()
+        await peer.send(peer.build(TEXT, b"one") + peer.build(PING, b"?") + peer.build(TEXT, b"two"))
+        for _ in range(10):
+            assert (await peer.frame()).opcode == PING
+        assert got == []
+        room[0] = 10
+        conns_of(served)[0].go_on()
+        await settle()
+        assert got == ["one", "two"]
+        await peer.expect(PONG, b"?")
+        assert conns_of(served)[0]._transport.reading
+        await peer.close_handshake()
 
 
 # --- the way down ---------------------------------------------------------------------------------------
