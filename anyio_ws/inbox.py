@@ -31,6 +31,7 @@ Hook = Callable[[Any], Any]
 
 _MESSAGE_COST = 64  # bytes that a message in the queue is counted with beside its data
 _FAIR = 256  # messages after which other tasks get their turn
+_LAST_DATA = int(MessageType.BINARY)  # types above it are of control frames; Enum's own look-up is slow
 _NOT_BEGUN: Final = object()
 _OVER: Final = object()
 _EMPTY: deque[Message] = deque()  # of all connections whose messages never had to wait
@@ -155,7 +156,7 @@ class Inbox:
     def _keep(self, messages: Iterable[Message]) -> None:
         """Keep messages until they are asked for."""
         for message in messages:
-            if message.type > MessageType.BINARY and not self._control(message):
+            if message.type > _LAST_DATA and not self._control(message):
                 continue
             if self._discards:
                 self._forget(message)
@@ -170,7 +171,7 @@ class Inbox:
         hook, steps = self._hook, self._poller.steps
         assert hook is not None
         for position, message in enumerate(messages):
-            if message.type > MessageType.BINARY and not self._control(message):
+            if message.type > _LAST_DATA and not self._control(message):
                 continue
             if not self._short_cut or (position and not self._hook_bell.is_parked):
                 self._short_cut = False

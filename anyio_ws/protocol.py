@@ -136,6 +136,7 @@ class Protocol:
         "_fragmenting",
         "_is_plain",
         "_masks",
+        "_may_receive",
         "_moves",
         "_reader",
         "close_code",
@@ -165,7 +166,8 @@ class Protocol:
         self.input_ended = False
         self._moves = TRANSITIONS[State.CONNECTING]
         self._masks = role is Role.CLIENT
-        self._is_plain = False
+        # What is asked for once per message, so that it is not looked up each time.
+        self._may_receive = self._is_plain = False
         self._fragmenting = False
         self._compressing = False  # the fragmented message that is open
         self._deflater: Deflater | None = None
@@ -185,6 +187,7 @@ class Protocol:
         except KeyError:
             raise LocalProtocolError(f"{move.name} is not possible when {self.state.name}") from None
         self._moves = TRANSITIONS[self.state]
+        self._may_receive = Move.RECEIVE in self._moves
         self._note_whether_plain()
 
     def _note_whether_plain(self) -> None:
@@ -226,7 +229,7 @@ class Protocol:
 
         :raises LocalProtocolError: before the opening handshake is done
         """
-        if Move.RECEIVE not in self._moves:
+        if not self._may_receive:
             if self.state is State.CONNECTING:
                 self._move(Move.RECEIVE)
             return []
