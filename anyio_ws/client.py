@@ -76,14 +76,17 @@ class Client(Conn):
         scope = anyio.CancelScope()
 
         async def run_deadlines() -> None:
-            with scope:
-                await deadlines.run()
+            try:
+                with scope:
+                    await deadlines.run()
+            finally:  # when the event loop ends, so does a connection that nobody has closed
+                client.abort()
 
-        spawn = current_poller().spawn
-        stream = await _open_stream(host, port, unix_path)
-        transport = await _make_transport(stream, host, config, deadlines, spawn)
-        spawn(run_deadlines)
+        spawn, context = current_poller().spawn, _context(config)
+        opened = await _open_stream(host, port, unix_path)
+        transport = await _make_transport(opened, host, context, config, deadlines, spawn)
         client = cls._over(transport, deadlines, config)
+        spawn(run_deadlines)
         client._stop_deadlines = scope.cancel
         client._authority = build_authority(host, port, bool(config.tls))
         return client
@@ -127,6 +130,10 @@ class Client(Conn):
             raise LocalProtocolError("the opening handshake was done already")
         config = self._config
         assert isinstance(config, ClientConfig)
+        if isinstance(subprotocols, str):
+            raise ValueError(
+                f"subprotocols: names in a list or tuple are needed, not one text: {subprotocols!r}"
+            )
         offered = tuple(config.subprotocols if subprotocols is None else subprotocols)
         parsed = parse_header_block(headers) if isinstance(headers, str) else Headers(headers)
         key = build_key()
@@ -214,6 +221,10 @@ class Client(Conn):
         handle: Any = getattr(handler, "handle", None)
         if not callable(handle):
             raise TypeError(f"{type(handler).__name__} has no handle(message)")
+        if self.state is State.CONNECTING:
+            raise LocalProtocolError("the opening handshake is not done")
+        if self._inbox.is_taken:
+            raise anyio.BusyResourceError("receiving from")
         try:
             await self.dispatch_all(handle)
         except anyio.get_cancelled_exc_class():
@@ -264,17 +275,23 @@ async def connect(
     The block ends with a closing handshake: code 1000, or 1011 when it raises, 1001 when it is cancelled.
     What the block raises is raised as it is, never in an ``ExceptionGroup``.
     """
-    parts = parse_url(url)
-    config = replace(config or ClientConfig(), **fields)
-    if config.tls and not parts.secure:
-        raise ValueError("url: tls is configured, and ws:// is without TLS; write wss://")
-    config = replace(config, tls=config.tls or parts.secure)
-    async with background() as tasks:
+    async with contextlib.AsyncExitStack() as stack:
+        if stream is not None:
+            stack.push_async_callback(anyio.aclose_forcefully, stream)
+        parts = parse_url(url)
+        config = replace(config or ClientConfig(), **fields)
+        if config.tls and not parts.secure:
+            raise ValueError("url: tls is configured, and ws:// is without TLS; write wss://")
+        config = replace(config, tls=config.tls or parts.secure)
+        context = _context(config)
+        tasks = await stack.enter_async_context(background())
         deadlines = Deadlines()
         tasks.start_soon(deadlines.run)
         with anyio.fail_after(timeout):
-            opened = stream or await _open_stream(parts.host, parts.port, unix_path)
-            transport = await _make_transport(opened, parts.host, config, deadlines, tasks.start_soon)
+            opened = await _open_stream(parts.host, parts.port, unix_path) if stream is None else stream
+            transport = await _make_transport(
+                opened, parts.host, context, config, deadlines, tasks.start_soon
+            )
             client = Client._over(transport, deadlines, config)
             client._authority = parts.authority
             await client.handshake(
@@ -301,15 +318,19 @@ async def _open_stream(host: str, port: int, unix_path: str | Path | None) -> Co
 
 
 async def _make_transport(
-    opened: ConnectedSocket | ByteStream, host: str, config: ClientConfig, deadlines: Deadlines, spawn: Spawn
+    opened: ConnectedSocket | ByteStream,
+    host: str,
+    context: ssl.SSLContext | None,
+    config: ClientConfig,
+    deadlines: Deadlines,
+    spawn: Spawn,
 ) -> Transport:
-    """Make the transport, and do the TLS handshake if the configuration says so.
+    """Make the transport, and do the TLS handshake where there is a context.
 
     :raises OSError: when TLS cannot be agreed on, or the certificate is not good; what was opened is
         closed then
     """
     size, timeout = config.outbox_size, config.write_timeout
-    context = _context(config) if config.tls else None
     if isinstance(opened, ConnectedSocket):
         return await over_socket(
             opened, deadlines, context, hostname=host, outbox_size=size, write_timeout=timeout
@@ -330,9 +351,14 @@ async def _secure(stream: ByteStream, host: str, context: ssl.SSLContext) -> Byt
         raise
 
 
-def _context(config: ClientConfig) -> ssl.SSLContext:
-    """Return a context that verifies certificates, with the system's or with given authorities."""
+def _context(config: ClientConfig) -> ssl.SSLContext | None:
+    """Return a context that verifies certificates, with the system's or with given authorities.
+
+    :raises OSError: when there is no such file
+    """
     ca_bundle = config.ca_bundle
+    if not config.tls:
+        return None
     if isinstance(config.tls, ssl.SSLContext):
         return config.tls
     if ca_bundle is None:

@@ -122,6 +122,11 @@ class Inbox:
         return len(self._queue)
 
     @property
+    def is_taken(self) -> bool:
+        """Whether a task asks, or has hooks called."""
+        return self._is_asked or self._hook is not None
+
+    @property
     def is_full(self) -> bool:
         """Whether so much waits that nothing more should be read."""
         return self._bytes >= self._size
@@ -286,7 +291,7 @@ class Inbox:
 
         Raises what the hook raises. Cancellation: reaches a hook that is at work.
         """
-        if self._is_asked or self._hook is not None:
+        if self.is_taken:
             raise anyio.BusyResourceError("receiving from")
         self._hook_bell = self._poller.bell()
         self._hook, self._by_data = hook, by_data

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 
 @contextlib.asynccontextmanager
@@ -20,19 +20,31 @@ async def background() -> AsyncIterator[TaskGroup]:
     """
     error: BaseException | None = None
     async with anyio.create_task_group() as outer:
-        with anyio.CancelScope(shield=True):  # a shielded task that is cancelled while it starts would stay
-            tasks = await outer.start(_hold_shielded)
+        # Not TaskGroup.start(): when that is cancelled it waits for a task that nobody will tell to end.
+        shelter = _Shelter()
+        outer.start_soon(shelter.hold)
         try:
-            yield tasks
+            await shelter.opened.wait()
+            yield shelter.tasks
         except BaseException as exc:  # noqa: BLE001 - raised again outside of the task group
             error = exc
-        tasks.cancel_scope.cancel()
+        shelter.over.set()
     if error is not None:
         raise error
 
 
-async def _hold_shielded(*, task_status: TaskStatus[TaskGroup]) -> None:
-    with anyio.CancelScope(shield=True):
-        async with anyio.create_task_group() as tasks:
-            task_status.started(tasks)
-            await anyio.sleep_forever()
+class _Shelter:
+    """A task group that the cancellation of what is around it does not reach."""
+
+    def __init__(self) -> None:
+        self.tasks: TaskGroup
+        self.opened = anyio.Event()
+        self.over = anyio.Event()
+
+    async def hold(self) -> None:
+        """Keep the task group open until all is over, then cancel its tasks."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as self.tasks:
+                self.opened.set()
+                await self.over.wait()
+                self.tasks.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import pytest
 from anyio_ws import poller
 from anyio_ws.tasks import background
 
-from .memory import settle
+from .memory import every_cut, settle, swept
 from .support import nothing_left
 
 if sys.version_info < (3, 11):
@@ -25,16 +25,6 @@ async def note(events: list[str]) -> None:
         await anyio.sleep_forever()
     finally:
         events.append("cancelled")
-
-
-async def test_background_in_a_cancelled_scope_ends() -> None:
-    """In a scope that is cancelled already the block is cancelled where it first waits, and all ends."""
-    async with nothing_left():
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            async with background():
-                await anyio.sleep_forever()
-        assert scope.cancelled_caught
 
 
 async def test_background_cancels_its_tasks_at_the_end_of_the_block() -> None:
@@ -94,6 +84,31 @@ async def test_background_tasks_outlive_the_cancellation_of_the_block() -> None:
                 events.append("goodbye")
     assert scope.cancelled_caught
     assert events == ["begun", "goodbye", "cancelled"]
+
+
+async def test_background_that_is_cancelled_before_it_begins_ends() -> None:
+    """The block is not entered, no task is left, and nothing waits for one that nobody tells to end."""
+    async with nothing_left():
+        with anyio.fail_after(10), anyio.CancelScope() as scope:
+            scope.cancel()
+            async with background():
+                raise AssertionError
+        assert scope.cancelled_caught
+
+
+@swept
+async def test_background_may_be_cancelled_anywhere(how: str) -> None:
+    """Wherever it is cancelled, also by asyncio itself, its tasks are over and the block knows."""
+
+    async def use() -> None:
+        async with background() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            await anyio.lowlevel.checkpoint()
+
+    async with nothing_left():
+        async for cut in every_cut(how, at_least=1):
+            with anyio.fail_after(10):
+                await cut(use())
 
 
 async def test_background_task_that_fails_ends_the_block() -> None:
