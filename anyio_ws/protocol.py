@@ -240,7 +240,6 @@ class Protocol:
             self.input_ended = True
             self.error = reader.error
             if self.error is None:
-                reader.close()  # a Close inside a fragmented message leaves that unfinished
                 self._receive_close(messages[-1])
         return messages
 

@@ -714,6 +714,55 @@ async def test_connection_that_is_not_read_is_not_taken_for_silent(monkeypatch: 
         await peer.close_handshake()
 
 
+@virtual
+async def test_end_of_the_stream_that_is_seen_early_comes_after_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it is noticed before what was received is looked at, it has to wait."""
+    room = [0]
+    monkeypatch.setattr(Backlog, "room_for", lambda self, own: room[0])
+    got: list[str] = []
+
+    class Collecting:
+        async def client_message(self, data: str) -> None:
+            got.append(data)
+
+    async with serving(Collecting, config=Config(blocking=True), leave=True) as served:
+        peer = await served.open()
+        await peer.send(peer.build(TEXT, b"one") + peer.build(TEXT, b"two"))
+        await settle()
+        (conn,) = conns_of(served)
+        await peer.stream.send_eof()
+        conn._transport.resume()
+        await settle()
+        assert not conn.is_gone
+        room[0] = 10
+        conn.go_on()
+        await settle()
+        assert got == ["one", "two"]
+        assert await peer.rest() == b""
+
+
+@virtual
+async def test_close_is_found_even_if_others_take_all_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once we are closing, what was received is looked at whoever waits: the peer's Close may be there."""
+    monkeypatch.setattr(Backlog, "room_for", lambda self, own: 0)
+
+    class Handler:
+        async def client_message(self, data: str) -> None:
+            raise AssertionError
+
+    async with serving(Handler, config=Config(blocking=True), leave=True) as served:
+        peer = await served.open()
+        await peer.send(peer.build(TEXT, b"one") + peer.build(CLOSE, b"\x0f\xa0"))
+        await settle()
+        (conn,) = conns_of(served)
+        conn.close_nowait(4001)
+        await peer.expect_close(4001)
+        await peer.expect_end()
+        assert conn.close_code == 4000
+
+
 # --- the way down ---------------------------------------------------------------------------------------
 
 

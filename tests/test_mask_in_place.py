@@ -145,6 +145,35 @@ async def test_messages_of_every_size_arrive_over_sockets(tls: bool, server_and_
             assert [await client.receive() for _ in sizes] == [f"{size} 1" for size in sizes]
 
 
+class Reluctant:
+    """A socket whose ``sendmsg`` takes only a few bytes."""
+
+    def __init__(self, sock: Any, takes: int) -> None:
+        self._socket = sock
+        self._takes = takes
+
+    def sendmsg(self, buffers: tuple[Any, ...]) -> int:
+        if not self._takes:
+            raise BlockingIOError
+        return int(self._socket.send(b"".join(buffers)[: self._takes]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+@pytest.mark.parametrize("takes", [0, 1, 7, 8, 9, 100])
+async def test_what_the_kernel_does_not_take_is_sent_later(takes: int) -> None:
+    """Wherever it stops, in the header or behind it, the rest follows from a copy. [K10]"""
+    server = Server(Echo, Config(port=0))
+    async with listening(server) as ((host, port),), connect(f"ws://{host}:{port}/") as client:
+        transport: Any = client._transport
+        transport._socket = Reluctant(transport._socket, takes)
+        data = bytearray(b"z" * 1_000)
+        await client.write_bin(data, mask_in_place=True)
+        data[:] = b"0" * 1_000
+        assert await client.receive() == "1000 1"
+
+
 @pytest.fixture
 def server_and_client_contexts() -> Any:
     """Make the TLS contexts of a server for localhost, and of a client that trusts it."""
