@@ -201,15 +201,15 @@ def accept(extensions: Iterable[Extension], settings: Compression | None) -> Par
         said = _parse(answers[0], offered=False)
     except ValueError as exc:
         raise InvalidResponse(f"the server's answer to our offer is invalid: {exc}") from exc
-    for name in _WINDOW_BITS & said.keys():
-        if said[name] > getattr(settings, name):
-            raise InvalidResponse(f"the server answered with a larger {name} than we offered")
+    if said.get("server_max_window_bits", 0) > settings.server_max_window_bits:
+        raise InvalidResponse("the server answered with a larger server_max_window_bits than we offered")
     return Parameters(
         "server_no_context_takeover" in said,
         # §7.1.1.2, §7.1.2.2: what a client offers for its own side, it keeps to in any case.
         settings.client_no_context_takeover or "client_no_context_takeover" in said,
         said.get("server_max_window_bits", 15),
-        said.get("client_max_window_bits", settings.client_max_window_bits),
+        # §7.1.2.2: "the server may either ignore this value" of our own window and allow a larger one.
+        min(said.get("client_max_window_bits", 15), settings.client_max_window_bits),
     )
 
 

@@ -216,7 +216,8 @@ class Case:
     :ivar cuts: how what is sent is cut: ``"whole"``, ``"bytes"`` (one by one), ``"each"`` (in two, anywhere)
     :ivar deflate: the connection must have permessage-deflate, negotiated with this offer
     :ivar needs: what the examined end must have: ``"echo"``, ``"limit"``, ``"timeout"``, ``"deflate"``,
-        ``"subprotocol"``, ``"context"`` (it keeps one from message to message)
+        ``"subprotocol"``, ``"context"`` (it keeps one from message to message),
+        ``"client_max_window_bits"`` (it offers that)
     :ivar ends: which ends it is for
     """
 

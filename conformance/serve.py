@@ -155,6 +155,8 @@ class Examiner:
         protocols = ", ".join(request.values("sec-websocket-protocol")).split(", ")
         lacking = {"timeout"} | ({"limit"} if not self._limit else set())
         lacking |= (set() if offers else {"deflate"}) | (set() if protocols[0] else {"subprotocol"})
+        if not any("client_max_window_bits" in offer for offer in offers):
+            lacking.add("client_max_window_bits")
         extension = _confirm(case.deflate, offers) if case.deflate else ""
         if case.needs & lacking or extension is None:
             await self._talk(line, request, ())

@@ -257,15 +257,17 @@ def _extensions() -> Iterator[Case]:
         "plain": _PMD,
         "server-flag": f"{_PMD}; server_no_context_takeover",
         "client-flag": f"{_PMD}; client_no_context_takeover",
+        "server-bits": f"{_PMD}; server_max_window_bits=9",
+        "client-bits": f"{_PMD}; client_max_window_bits=9",
+        "client-bits-largest": f"{_PMD}; client_max_window_bits=15",
         "both-flags": f"{_PMD}; client_no_context_takeover; server_no_context_takeover",
     }.items():
         fact = f"The answer {value} to an offer is accepted."
         line = f"Sec-WebSocket-Extensions: {value}\r\n"
         steps = (send(text("hello" * 20, deflated=True)), Message(TEXT, b"hello" * 20)) * 2
         answer = Answer(extension=True)
-        yield _case(
-            f"deflate-good-{name}", fact, "RFC 7692 §7.1", _more(line), answer, *steps, needs="deflate"
-        )
+        needs = "client_max_window_bits" if name.startswith("client-bits") else "deflate"
+        yield _case(f"deflate-good-{name}", fact, "RFC 7692 §7.1", _more(line), answer, *steps, needs=needs)
 
 
 def _stuck() -> Iterator[Case]:
