@@ -317,7 +317,7 @@ class _Service:
         self.make_session = make_session
         self.accepted = 0
         self.request_buffers = BufferPool(config.handshake.count, config.handshake.max_size)
-        self.storage = _build_storage(config)
+        self.storage = build_storage(config)
         self.scratch_buffers = BufferPool(config.thread_pool.count, config.thread_pool.buffer_size)
         self._http_handler = http_handler
         self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
@@ -345,7 +345,8 @@ class _Service:
         return handshake
 
 
-def _build_storage(config: Config) -> MessageStorage:
+def build_storage(config: Config) -> MessageStorage:
+    """Make what all connections of a server keep incomplete messages in."""
     buffers = config.buffers
     large_size = min(buffers.large_size or 2 * buffers.size, config.max_message_size)
     return MessageStorage(buffers.size, buffers.pool, BufferPool(buffers.large_count, large_size))

@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from random import Random
 from typing import Any
 
 import anyio
@@ -39,6 +40,7 @@ from anyio_ws.buffers import (
 )
 
 from . import support
+from .frames import cut
 from .support import BINARY, CLOSE, TEXT, Peer, Serving, build_request, no_hang, serving, settle, virtual
 
 no_surprises = support.no_surprises
@@ -452,6 +454,56 @@ async def test_buffers_pool_bounds_the_memory_of_idle_connections(
                 await peer.send(await send_half(peer, b"hello"))
             await settle()
         assert got == [b"hello"] * 20
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_connection_sees_anything_of_another(view: bool, seed: int) -> None:
+    """Many connections send messages cut anywhere, through few buffers; each gets back its own, whole."""
+    random = Random(seed)
+    wrong: list[str] = []
+    sent = received = 0
+
+    class Checking:
+        def __init__(self) -> None:
+            self.mark: int | None = None
+
+        async def client_message(self, data: bytes | memoryview) -> None:
+            nonlocal received
+            received += 1
+            await anyio.lowlevel.checkpoint()  # while others receive
+            if data:
+                self.mark = data[0] if self.mark is None else self.mark
+                if bytes(data) != bytes([self.mark]) * len(data):
+                    wrong.append(f"connection {self.mark} got {set(data)}")
+
+    buffers = BuffersConfig(pool=2, size=100, large_count=1, large_size=1_000)
+    async with serving(Checking, config=Config(buffers=buffers, message_view=view), leave=True) as served:
+        peers = [await served.open() for _ in range(10)]
+        waiting: list[list[bytes]] = []
+        for mark, peer in enumerate(peers):
+            wire = b""
+            for _ in range(10):
+                size = random.choice([0, 1, 50, 99, 100, 101, 999, 1_001, 3_000])
+                at = random.randint(0, size)
+                wire += peer.build(BINARY, bytes([mark]) * at, fin=False)
+                wire += peer.build(0, bytes([mark]) * (size - at))
+                sent += 1
+            waiting.append(cut(wire, [random.randint(0, len(wire)) for _ in range(20)]))
+        while any(waiting):
+            number = random.choice([number for number, pieces in enumerate(waiting) if pieces])
+            if piece := waiting[number].pop(0):
+                await peers[number].send(piece)
+            if random.random() < 0.3:
+                await settle()
+        await settle()
+        found = served.server.statistics().buffers
+        assert (received, wrong) == (sent, [])
+        assert found.small.in_use == found.large.in_use == 0
+        assert found.small.created <= 2
+        assert found.large.created <= 1
+        assert found.small.reused > 0
+        assert found.small.fallback + found.large.fallback > 0
 
 
 # --- the opening handshake ------------------------------------------------------------------------------

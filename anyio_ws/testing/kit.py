@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from ..buffers import ConnectionBuffers
 from ..client import Client, connect
 from ..config import ClientConfig, Config
 from ..conn import Conn
@@ -17,7 +18,7 @@ from ..deadlines import Deadlines
 from ..events import CloseCode, Message, MessageType, build_close
 from ..framing import MessageReader, frame
 from ..protocol import Role
-from ..server import Server
+from ..server import Server, build_storage
 from ..tasks import background
 from ..transport import StreamTransport
 from .clock import settle
@@ -170,7 +171,8 @@ async def init(config: Config | None = None, *, timeout: float = 1.0) -> AsyncIt
         transport = StreamTransport(
             ours, tasks.start_soon, outbox_size=config.outbox_size, write_timeout=config.write_timeout
         )
-        conn = Conn(Role.SERVER, transport, deadlines, config)
+        buffers = ConnectionBuffers(build_storage(config))
+        conn = Conn(Role.SERVER, transport, deadlines, config, buffers)
         wt = WebSocketTest(conn, theirs, timeout)
         tasks.start_soon(deadlines.run)
         tasks.start_soon(wt._run)
