@@ -237,9 +237,6 @@ class SocketTransport:
             elif not self._gathered:
                 self._gathered = True
                 self._poller.waiting.append(self)
-        elif self._outbox:  # what was gathered goes first
-            self._keep(data)
-            self.flush()
         else:
             self._send(data)
 

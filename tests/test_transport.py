@@ -57,7 +57,7 @@ class Notes:
         if self.events and isinstance(self.events[-1], bytes):
             self.events[-1] += data
         else:
-            self.events.append(data)
+            self.events.append(bytes(data))
 
     def eof_received(self) -> None:
         self.events.append("eof")
