@@ -102,7 +102,8 @@ class PacedConn(Conn):
         self._counted = 0  # messages of this connection that the backlog counts
         self._begins = 0  # a message that left the inbox, and whose hook has not begun
         self._frames = Frames()
-        self._unread = b""  # what was received, and not looked at for want of room
+        self._unread = b""  # what was received, and not looked at for want of room, from here on:
+        self._position = 0
         self._eof = False  # and after that the stream ends
         self._inbox.is_direct = False  # hooks begin in their task, and not while we look at bytes
 
@@ -116,15 +117,22 @@ class PacedConn(Conn):
     def data_received(self, data: bytes | memoryview) -> None:
         """Look at as much as there is room for, and keep the rest; then no more is read."""
         if self._unread:
-            data = b"".join((self._unread, data))
+            data = b"".join((memoryview(self._unread)[self._position :], data))
             self._unread = b""
-        position = 0
+        self._look_at(data, 0)
+
+    def _look_at(self, data: bytes | memoryview, position: int) -> None:
         while position < len(data) and (room := self._vacancy()):
             end = self._frames.end_of(data, position, room)  # a frame completes one message at most
             super().data_received(data[position:end])
             position = end
             self._count()
-        self._unread = bytes(data[position:])
+        if position < len(data):
+            # Small messages are many: what is kept is not moved for each of them.
+            if isinstance(data, bytes):
+                self._unread, self._position = data, position
+            else:
+                self._unread, self._position = bytes(data[position:]), 0
         self._hold()
 
     def eof_received(self) -> None:
@@ -162,7 +170,7 @@ class PacedConn(Conn):
         """Look at what is there, and read again, as far as there is room."""
         if self._unread:
             unread, self._unread = self._unread, b""
-            self.data_received(unread)
+            self._look_at(unread, self._position)
         if self._eof and not self._unread:
             self._eof = False
             self.eof_received()

@@ -502,6 +502,21 @@ async def test_thread_pool_backlog_holds_for_messages_that_come_in_one_read(
         await peer.close_handshake()
 
 
+async def test_no_more_is_read_as_long_as_something_was_not_looked_at() -> None:
+    """However many messages one read holds: while they wait there is no further one."""
+    async with on_stage(Waiting, count=1, backlog=2) as (served, it):
+        peer = await served.open()
+        await peer.send(peer.build(TEXT, b"abcd") * 50_000)
+        (conn,) = conns_of(served)
+        for _ in range(50):
+            assert await it.hear() == "abcd"
+            await settle()
+            assert 0 < len(conn._unread) <= 65_536
+            assert not conn._transport.reading
+            it.let()
+        conn.abort()
+
+
 async def test_messages_behind_the_opening_handshake_are_counted(most: list[int]) -> None:
     """What comes with the request waits like everything else."""
     async with on_stage(Telling, count=1, backlog=3) as (served, it):
