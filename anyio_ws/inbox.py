@@ -323,8 +323,16 @@ class Inbox:
             raise error
         assert self._sleeping is not None
         (coroutine, waits_for), self._sleeping = self._sleeping, None
-        await self._run(coroutine, waits_for, cancelled)
+        if waits_for is _NOT_BEGUN:  # its reply leaves with those to the rest of its read
+            self._poller.corked = bool(self._queue)
+        try:
+            await self._run(coroutine, waits_for, cancelled)
+        except BaseException:
+            self._poller.uncork()
+            raise
         self.busy = False
+        if not self._queue:
+            self._poller.uncork()
 
     async def _dispatch_queue(self, hook: Hook) -> None:
         """Call the hook for all that waits; the replies leave in one send."""

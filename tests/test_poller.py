@@ -1,0 +1,240 @@
+"""What is asked of an event loop directly: bells, watched sockets, identities, and nothing left over."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_ws.poller import current_poller
+
+from .memory import on_asyncio, settle
+from .support import is_trio, nothing_left
+
+
+@contextmanager
+def watched() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Make two connected sockets, and have the poller count one of them."""
+    poller = current_poller()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    poller.begin()
+    with ours, theirs:
+        yield ours, theirs
+    poller.end()
+
+
+# --- bells ----------------------------------------------------------------------------------------------
+
+
+async def test_bell_wakes_the_task_that_waits() -> None:
+    """Parked until it rings, once; a ring that nobody waits for is not remembered."""
+    bell, woken = current_poller().bell(), 0
+
+    async def wait() -> None:
+        nonlocal woken
+        await bell.wait()
+        woken += 1
+
+    bell.ring()
+    assert not bell.is_parked
+    for turn in (1, 2):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await settle()
+            assert (bell.is_parked, woken) == (True, turn - 1)
+            bell.ring()
+            assert not bell.is_parked
+            bell.ring()
+        assert woken == turn
+
+
+async def test_bell_is_free_after_a_cancellation() -> None:
+    """A wait that was cancelled is over: nobody is parked, and a ring wakes nobody."""
+    bell = current_poller().bell()
+    with anyio.move_on_after(0):
+        await bell.wait()
+    assert not bell.is_parked
+    bell.ring()
+
+
+# --- sockets --------------------------------------------------------------------------------------------
+
+
+async def test_watching_leaves_nothing() -> None:
+    """When the last socket has ended there is no task and no descriptor of the poller's, again and again."""
+    for _ in range(3):
+        async with nothing_left():
+            with watched() as (ours, _), watched() as (other, _):
+                poller = current_poller()
+                for sock in (ours, other):
+                    poller.watch_readable(sock.fileno(), lambda: None)
+                await settle()
+                for sock in (ours, other):
+                    poller.unwatch_readable(sock.fileno())
+
+
+async def test_watching_tells_of_readiness_until_it_is_taken_back() -> None:
+    """Reading and writing are told apart, as often as they are possible, and taken back each alone."""
+    poller, calls = current_poller(), list[str]()
+    with watched() as (ours, theirs):
+
+        def readable() -> None:
+            calls.append(ours.recv(1).decode())
+
+        def writable() -> None:
+            calls.append("room")
+            poller.unwatch_writable(ours.fileno())
+
+        poller.watch_readable(ours.fileno(), readable)
+        theirs.send(b"ab")
+        await settle()
+        assert calls == ["a", "b"]
+        poller.watch_writable(ours.fileno(), writable)
+        await settle()
+        assert calls == ["a", "b", "room"]
+        poller.unwatch_readable(ours.fileno())
+        theirs.send(b"c")
+        await settle()
+        assert calls == ["a", "b", "room"]
+        poller.unwatch_readable(ours.fileno())
+
+
+async def test_watching_calls_nobody_who_has_gone_in_the_same_moment() -> None:
+    """Of two sockets that are ready the first closes the second: that one's callback is not called.
+
+    Nor is that of a new socket which has got the descriptor of the old one meanwhile.
+    """
+    poller, calls = current_poller(), list[str]()
+    pairs = [socket.socketpair() for _ in range(2)]
+    poller.begin()
+    new: list[socket.socket] = []
+
+    def close_other(me: int) -> None:
+        calls.append("closes")
+        other = pairs[1 - me][0]
+        fd = other.fileno()
+        for sock in (other, pairs[me][0]):
+            poller.unwatch_readable(sock.fileno())
+        other.close()
+        new.extend(socket.socketpair())
+        poller.watch_readable(new[0].fileno(), lambda: calls.append("called for another"))
+        assert new[0].fileno() == fd
+
+    for number, (sock, peer) in enumerate(pairs):
+        poller.watch_readable(sock.fileno(), partial(close_other, number))
+        peer.send(b".")
+    await settle()
+    assert calls == ["closes"]
+    poller.unwatch_readable(new[0].fileno())
+    for sock in (*pairs[0], *pairs[1], *new):
+        sock.close()
+    poller.end()
+
+
+@contextmanager
+def failures(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Give a function that tells what failed in the block: asyncio has a handler for that, we have a log."""
+    if is_trio():
+        yield lambda: [str(each.exc_info[1]) for each in caplog.records if each.exc_info]
+        return
+    loop, found = asyncio.get_running_loop(), list[str]()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: found.append(str(context["exception"])))
+    yield lambda: found
+    loop.set_exception_handler(before)
+
+
+async def test_callback_that_fails_is_reported_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Other sockets are served in the same moment, and the same one at its next."""
+    poller, calls = current_poller(), list[bytes]()
+    with failures(caplog) as failed, watched() as (bad, bad_peer), watched() as (good, good_peer):
+
+        def fail() -> None:
+            calls.append(bad.recv(1))
+            raise ValueError("of this socket")
+
+        poller.watch_readable(bad.fileno(), fail)
+        poller.watch_readable(good.fileno(), lambda: calls.append(good.recv(1)))
+        for _ in range(2):
+            bad_peer.send(b"b")
+            good_peer.send(b"g")
+            await settle()
+        assert sorted(calls) == [b"b", b"b", b"g", b"g"]
+        for sock in (bad, good):
+            poller.unwatch_readable(sock.fileno())
+        assert failed() == ["of this socket"] * 2
+
+
+# --- tasks and identities -------------------------------------------------------------------------------
+
+
+async def test_call_soon_calls_later_and_in_order() -> None:
+    """Never within the call itself, and in the order of the calls."""
+    calls: list[int] = []
+    for number in range(5):
+        current_poller().call_soon(partial(calls.append, number))
+    assert calls == []
+    await settle()
+    assert calls == [0, 1, 2, 3, 4]
+
+
+@on_asyncio
+async def test_enter_takes_the_identity_of_a_task_that_is_parked() -> None:
+    """Between ``enter`` and ``leave`` the current task is that one; before and after there is none."""
+    poller, seen = current_poller(), list[Any]()
+    bell, tasks = poller.bell(), list[Any]()
+
+    async def park() -> None:
+        tasks.append(poller.current_task())
+        await bell.wait()
+
+    def step() -> None:
+        seen.append(asyncio.current_task())
+        poller.enter(tasks[0])
+        seen.append(asyncio.current_task())
+        poller.leave(tasks[0])
+        seen.append(asyncio.current_task())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(park)
+        await settle()
+        poller.call_soon(step)
+        await settle()
+        bell.ring()
+    assert seen == [None, tasks[0], None]
+    assert poller.steps
+
+
+async def test_uncork_flushes_everybody_once() -> None:
+    """Who has gathered something is flushed, those who come while that happens at once or next time."""
+    poller, flushed = current_poller(), list[str]()
+
+    class Corked:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def flush(self) -> None:
+            flushed.append(self.name)
+
+    poller.corked = True
+    poller.waiting += [Corked("one"), Corked("two")]
+    poller.uncork()
+    poller.uncork()
+    assert (flushed, poller.corked, poller.waiting) == (["one", "two"], False, [])
+
+
+async def test_poller_is_one_for_each_event_loop() -> None:
+    """All connections share it, with its buffer and its selector; its clock goes forward."""
+    poller = current_poller()
+    assert current_poller() is poller
+    assert poller.watches_sockets
+    assert poller.steps is not is_trio()
+    before = poller.time()
+    assert before <= poller.time()
