@@ -14,7 +14,7 @@ RESULTS = sorted((Path(__file__).parents[2] / "conformance" / "results").glob("a
 def test_a1_every_case_is_ok_or_informational(path: Path) -> None:
     """No case that was run is failed, non-strict or unimplemented."""
     cases = json.loads(path.read_text())["cases"]
-    assert len(cases) in (301, 517)  # without the sections on compression, and with them
+    assert len(cases) >= 301  # all but those on compression, of which a run may take a part
     assert {case["behavior"] for case in cases.values()} <= {"OK", "INFORMATIONAL"}
     assert {case["behaviorClose"] for case in cases.values()} <= {"OK", "INFORMATIONAL"}
 
