@@ -160,10 +160,10 @@ def test_forked_processes_draw_different_masking_keys() -> None:
         draw = lambda: [protocol.send_bin(b"").hex()[4:] for _ in range(100)]
         keys = draw()
         child = os.fork()
-        print(*draw(), flush=True)
         if child:
-            os.waitpid(child, 0)
+            os.waitpid(child, 0)  # two processes that print at once print into each other
             print(*keys, flush=True)
+        print(*draw(), flush=True)
         """
     )
     keys = output.split()
