@@ -106,7 +106,7 @@ class MessageReader:
         if not 0 <= max_message_size <= _MOST:
             raise ValueError(f"max_message_size: 0 to 2**63 - 1 bytes, not {max_message_size}")
         self.error: RemoteProtocolError | None = None
-        self.finished = False
+        self.finished: bool = False
         self._masked = masked
         self._max_message_size = max_message_size
         self._utf8 = utf8

@@ -66,7 +66,7 @@ class Backlog:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.count = 0
+        self.count: int = 0
         self._waiting: dict[PacedConn, None] = {}  # who has nothing and may read nothing, in order
 
     def room_for(self, own: int) -> int:

@@ -128,7 +128,7 @@ class MessageStorage:
 
     def __init__(self, size: int, pool: int | None, large: BufferPool) -> None:
         self.size = size
-        self.shared = None if pool is None else BufferPool(pool, size)
+        self.shared: BufferPool | None = None if pool is None else BufferPool(pool, size)
         self.large = large
         self.own_in_use = self.own_created = self.own_reused = self.own_fallback = 0
 

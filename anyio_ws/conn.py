@@ -119,7 +119,7 @@ class Conn(ObjectStream["str | bytes"]):
         config: Config | ClientConfig,
         buffers: ConnectionBuffers | None = None,
     ) -> None:
-        self.id = next(_ids)
+        self.id: int = next(_ids)
         self._buffers = buffers
         self._views = Views(buffers)
         self._protocol = Protocol(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import anyio
 
 from .from_thread import LoopThread
-from .poller import current_poller
+from .poller import Poller, current_poller
 
 
 class Deadline:
@@ -39,8 +39,8 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self.thread = LoopThread()
-        self.poller = current_poller()
+        self.thread: LoopThread = LoopThread()
+        self.poller: Poller = current_poller()
         self._heap: list[tuple[float, int, Deadline]] = []
         self._order = itertools.count()
         self._earlier = anyio.Event()

@@ -298,7 +298,7 @@ class Deflater:
 
     def __init__(self, takeover: bool, window_bits: int, settings: Compression) -> None:
         self._contexts = _contexts_of(settings)
-        self.kind = self._contexts, window_bits
+        self.kind: tuple[_Contexts, int] = self._contexts, window_bits
         self._takeover = takeover
         self._window_bits = window_bits
         self._settings = settings

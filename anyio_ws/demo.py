@@ -168,7 +168,7 @@ class Member:
         """Look at the request; raising ``Reject`` refuses it."""
         if handshake.path != "/":
             raise Reject(404, body=b"The chat is at /\n")
-        self.name = ""
+        self.name: str = ""
         self._wish = handshake.query.get("name")
         self._conn = conn
         self._room = app

@@ -72,7 +72,7 @@ class InvalidRequest(HandshakeError):
         super().__init__(status, detail)
         self.status = status
         self.detail = detail
-        self.headers = tuple(headers)
+        self.headers: tuple[tuple[str, str], ...] = tuple(headers)
 
     def __str__(self) -> str:
         return f"{self.detail} (HTTP status {self.status})"
@@ -123,7 +123,9 @@ class Reject(WebSocketError):
         super().__init__(status, reason)
         self.status = status
         self.reason = reason
-        self.headers = list(headers.items() if isinstance(headers, Mapping) else headers)
+        self.headers: list[tuple[str, str]] = list(
+            headers.items() if isinstance(headers, Mapping) else headers
+        )
         self.body = body
 
     def __str__(self) -> str:

@@ -25,8 +25,8 @@ if _forced != "python":
             frame,
             mask,
         )
-    except ModuleNotFoundError as exc:
-        if _forced or exc.name != f"{__package__}._framing_c":
+    except ModuleNotFoundError as _exc:
+        if _forced or _exc.name != f"{__package__}._framing_c":
             raise
     else:
         BUILD = "c"
@@ -72,8 +72,8 @@ class Frame:
         if opcode not in (Opcode.TEXT, Opcode.BINARY):
             raise ValueError(f"opcode: text and binary messages can be framed ahead, not {opcode!r}")
         self.opcode = opcode
-        self.payload = payload
-        self.compress = compress
+        self.payload: bytes = payload
+        self.compress: bool = compress
         self._framed = frame(opcode, payload)
         self._compressed: dict[Hashable, bytes | None] = {}
 

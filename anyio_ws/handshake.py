@@ -57,10 +57,10 @@ class Handshake(Request):
     ) -> None:
         super().__init__(request.method, request.url, request.headers, request.remote_address)
         self.key = key
-        self.subprotocols = tuple(subprotocols)
-        self.extensions = tuple(extensions)
+        self.subprotocols: tuple[str, ...] = tuple(subprotocols)
+        self.extensions: tuple[Extension, ...] = tuple(extensions)
         self.subprotocol: str | None = None
-        self.response_headers = Headers()
+        self.response_headers: Headers = Headers()
 
     def select_subprotocol(self, name: str | None) -> None:
         """Choose the subprotocol that the 101 names, or none.

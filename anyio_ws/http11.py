@@ -229,8 +229,8 @@ class _HeadReader:
     """
 
     def __init__(self, max_size: int, max_headers: int, buffers: Buffers | None = None) -> None:
-        self.rest = b""
-        self.started = False
+        self.rest: bytes = b""
+        self.started: bool = False
         self._max_size = max_size
         self._max_headers = max_headers
         self._buffers = buffers
@@ -506,7 +506,8 @@ class ResponseReader(_HeadReader):
         while self._read_head(data):
             if self._status == 101 or self._status >= 200:
                 return True
-            data, self.rest = b"", b""
+            data = b""
+            self.rest: bytes = b""
             self._pairs, self._fresh = [], True
         return False
 

@@ -86,11 +86,11 @@ class Inbox:
         control: Callable[[Message], bool],
         forget: Callable[[Message], object],
     ) -> None:
-        self.ended = False
-        self.busy = False
-        self.resumptions = 0
+        self.ended: bool = False
+        self.busy: bool = False
+        self.resumptions: int = 0
         self._transport = transport
-        self.is_direct = transport.is_direct
+        self.is_direct: bool = transport.is_direct
         self._size = size
         self._control = control
         self._discards = False

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from anyio.lowlevel import RunVar
 
-logger = logging.getLogger("anyio_ws")
+logger: logging.Logger = logging.getLogger("anyio_ws")
 
 Callback = Callable[[], None]
 _READ_SIZE = 262_144

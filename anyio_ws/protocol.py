@@ -107,7 +107,7 @@ class _KeyPool:
         self._keys = iter(())
 
 
-masking_key = _KeyPool()
+masking_key: _KeyPool = _KeyPool()
 
 
 class Protocol:
@@ -157,13 +157,13 @@ class Protocol:
         buffers: Buffers | None = None,
         view: bool = False,
     ) -> None:
-        self.role = role
-        self.state = State.CONNECTING
+        self.role: Role = role
+        self.state: State = State.CONNECTING
         self.close_code: int | None = None
-        self.close_reason = ""
+        self.close_reason: str = ""
         self.closed_by: Role | None = None
         self.error: RemoteProtocolError | None = None
-        self.input_ended = False
+        self.input_ended: bool = False
         self._moves = TRANSITIONS[State.CONNECTING]
         self._masks = role is Role.CLIENT
         # What is asked for once per message, so that it is not looked up each time.

@@ -68,7 +68,7 @@ if sys.version_info >= (3, 13):
 else:
     from typing_extensions import TypeVar
 
-logger = logging.getLogger("anyio_ws.server")
+logger: logging.Logger = logging.getLogger("anyio_ws.server")
 
 AppT = TypeVar("AppT", default=Any)
 AppT_contra = TypeVar("AppT_contra", contravariant=True)

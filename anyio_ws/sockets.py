@@ -50,7 +50,7 @@ class ConnectedSocket:
     __slots__ = ("_remote_address", "socket")
 
     def __init__(self, sock: socket.socket, remote_address: object = None) -> None:
-        self.socket = sock
+        self.socket: socket.socket = sock
         self._remote_address = remote_address
         sock.setblocking(False)
         if sock.family in _TCP:
@@ -131,10 +131,10 @@ class SocketTransport:
         write_timeout: float,
     ) -> None:
         self.receiver: Receiver | None = None
-        self.buffered = 0
-        self.full = False
-        self.reading = False
-        self.ended = False
+        self.buffered: int = 0
+        self.full: bool = False
+        self.reading: bool = False
+        self.ended: bool = False
         self._connected = connected
         self._socket = connected.socket
         self._fd = connected.socket.fileno()

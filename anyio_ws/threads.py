@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-logger = logging.getLogger("anyio_ws")
+logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _in_thread = ContextVar("anyio_ws_in_thread", default=False)
 

@@ -118,10 +118,10 @@ class StreamTransport:
 
     def __init__(self, stream: ByteStream, spawn: Spawn, *, outbox_size: int, write_timeout: float) -> None:
         self.receiver: Receiver | None = None
-        self.buffered = 0
-        self.full = False
-        self.reading = False
-        self.ended = False
+        self.buffered: int = 0
+        self.full: bool = False
+        self.reading: bool = False
+        self.ended: bool = False
         self._stream = stream
         self._spawn = spawn
         self._outbox_size = outbox_size
@@ -393,7 +393,7 @@ class Farewell:
     """The receiver of a connection that is only waiting to be closed."""
 
     def __init__(self) -> None:
-        self.gone = anyio.Event()
+        self.gone: anyio.Event = anyio.Event()
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Discard it."""

@@ -46,7 +46,7 @@ from .server import BoundPath, HttpHandler, Server, clear_unix_path
 from .tasks import background
 from .transport import Address, address_of
 
-logger = logging.getLogger("anyio_ws.workers")
+logger: logging.Logger = logging.getLogger("anyio_ws.workers")
 
 Ready = Callable[[list[Address]], object]
 Context = ForkContext | SpawnContext

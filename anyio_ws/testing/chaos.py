@@ -79,7 +79,7 @@ class ChaosProxy:
     ) -> None:
         self.up = up
         self.down = down
-        self.connections = 0
+        self.connections: int = 0
         self._connect = connect
         self._seed = seed
         self._links: set[_Link] = set()

@@ -57,7 +57,7 @@ class FaultyStream(ByteStream):
         self.stuck: set[str] = set()
         self.calls: Counter[str] = Counter()
         self.sent: list[bytes] = []
-        self.received = 0
+        self.received: int = 0
         self._stream = stream
         self._most = most
         self._most_sent = most_sent

@@ -14,7 +14,7 @@ class _Pipe:
     """One direction: bytes, and who has left."""
 
     def __init__(self, capacity: float) -> None:
-        self.data = bytearray()
+        self.data: bytearray = bytearray()
         self.capacity = capacity
         self.ended = False  # the writer will write nothing more
         self.abandoned = False  # the reader is gone

@@ -96,8 +96,8 @@ class ScriptedPeer:
     """
 
     def __init__(self, stream: ByteStream, script: Sequence[Step]) -> None:
-        self.received = bytearray()
-        self.ending = ""
+        self.received: bytearray = bytearray()
+        self.ending: str = ""
         self._stream = stream
         self._script = script
         self._matched = 0

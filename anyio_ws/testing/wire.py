@@ -139,7 +139,7 @@ class WireOracle:
     def __init__(
         self, *, masked: bool, head: bool = False, deflate: bool = False, takeover: bool = True
     ) -> None:
-        self.head = b""
+        self.head: bytes = b""
         self.frames: list[WireFrame] = []
         self.messages: list[tuple[int, bytes]] = []
         self.violation: str | None = None
