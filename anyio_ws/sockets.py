@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import sys
@@ -31,6 +32,8 @@ from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of, witho
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
+
+logger = logging.getLogger("anyio_ws")
 
 _FAIR = 32  # connections that are accepted before other tasks get their turn
 _STAGGER = 0.25  # seconds before the next address is tried beside the last one (RFC 8305 §5)
@@ -196,14 +199,18 @@ class SocketTransport:
         except OSError as exc:
             self._close(without_frames(exc))
             return
-        if not size:
-            self._unwatch()
-            self._eof = True
-            self._take_eof()
-        elif self._finishing:
-            self._discard(size)
-        else:
-            self._take(buffer[:size])
+        try:
+            if not size:
+                self._unwatch()
+                self._eof = True
+                self._take_eof()
+            elif self._finishing:
+                self._discard(size)
+            else:
+                self._take(buffer[:size])
+        except Exception as exc:
+            logger.exception("what was received could not be dealt with; the connection is cut")
+            self._close(without_frames(exc))
 
     def _take(self, data: memoryview) -> None:
         assert self.receiver is not None

@@ -524,6 +524,33 @@ async def test_error_that_means_later_is_none(error: OSError) -> None:
         assert ends.transport.buffered == 0
 
 
+@pytest.mark.parametrize("eof", [False, True])
+async def test_error_of_the_receiver_ends_its_own_transport_only(
+    eof: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A receiver that raises has lost its place in the stream: its connection is cut, which is logged."""
+    async with opened() as ends, opened() as other:
+        error = ZeroDivisionError()
+
+        class Failing(Notes):
+            def eof_received(self) -> None:
+                raise error
+
+        ends.transport.receiver = notes = Failing()
+        if eof:
+            ends.peer.socket.shutdown(socket.SHUT_WR)
+        else:
+            notes.fault = error
+            await ends.peer.send(b".")
+        await other.peer.send(b"hello")
+        await settle()
+        assert notes.events == [("lost", error)]
+        assert other.notes.events == [b"hello"]
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
 async def test_reset_is_told_as_the_systems_error() -> None:
     """A TCP reset is ``ConnectionResetError``, at once, and once."""
     async with opened("tcp") as ends:
