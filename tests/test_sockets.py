@@ -638,7 +638,7 @@ async def test_listener_lets_others_run_while_connections_pour_in() -> None:
         for peer in peers:
             (await listener.accept()).close()
             peer.close()
-        assert turns >= 3
+        assert turns >= 2
         tasks.cancel_scope.cancel()
 
 
@@ -687,6 +687,7 @@ class Net:
         ({"v6a": "refuses", "v4a": "0"}, [("v6a", 0), ("v4a", 0)]),
         ({"v6a": "hangs", "v6b": "hangs", "v4a": "1"}, [("v6a", 0), ("v4a", 0.25), ("v6b", 0.5)]),
         ({"v6a": "0.5", "v4a": "5"}, [("v6a", 0), ("v4a", 0.25)]),
+        ({"v6a": "0.5", "v4a": "0.25"}, [("v6a", 0), ("v4a", 0.25)]),  # both at once: one is closed
         ({"v4a": "refuses", "v4b": "hangs", "v4c": "0"}, [("v4a", 0), ("v4b", 0), ("v4c", 0.25)]),
     ],
 )
