@@ -113,6 +113,26 @@ async def test_example_page_answers_http(monkeypatch: pytest.MonkeyPatch) -> Non
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.usefixtures("any_port")
+async def test_example_reconnects_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The client that reconnects prints what each connection brings."""
+    greeted: list[anyio_ws.Conn] = []
+
+    async def greet(conn: anyio_ws.Conn) -> None:
+        greeted.append(conn)
+        if len(greeted) == 4:
+            tasks.cancel_scope.cancel()
+        await conn.write(f"hello {len(greeted)}")
+
+    monkeypatch.setattr("random.uniform", lambda low, high: 0)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(anyio_ws.serve, greet)
+        await Loaded("reconnect.py", monkeypatch)()
+    assert capsys.readouterr().out.startswith("hello 1\nhello 2\nhello 3\n")
+
+
 async def test_example_of_testing_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests that the README shows pass."""
     await Loaded("testing_a_handler.py", monkeypatch)()
