@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import re
 import subprocess
@@ -27,6 +28,8 @@ SUBJECTS = [
     Subject("client", "asyncio"),
     Subject("client", "trio", "python"),
 ]
+if importlib.util.find_spec("uvloop") is None:
+    SUBJECTS = [subject for subject in SUBJECTS if subject.backend != "uvloop"]
 
 
 @functools.cache
