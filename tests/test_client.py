@@ -108,6 +108,25 @@ async def open_client(**options: Any) -> AsyncIterator[tuple[Client, Peer]]:
                 await theirs.aclose()
 
 
+@asynccontextmanager
+async def flooded(code: int) -> AsyncIterator[testing.MemoryStream]:
+    """Have a server send more than is read, and then answer a Close with this code."""
+    ours, theirs = testing.memory_stream_pair(5_000)
+    peer = Peer(theirs, is_client=False)
+
+    async def talk() -> None:
+        await peer.accept()
+        for _ in range(100):
+            await peer.send_frame(BINARY, bytes(500))
+        await peer.expect_close(code)
+        await peer.send_close(code)
+        await theirs.aclose()
+
+    async with no_hang(), anyio.create_task_group() as tasks:
+        tasks.start_soon(talk)
+        yield ours
+
+
 # --- the opening handshake ----------------------------------------------------------------------------
 
 
@@ -625,19 +644,7 @@ async def test_connect_block_may_end_with_a_connection_that_is_gone(how: str) ->
 @virtual
 async def test_connect_block_discards_what_nobody_received() -> None:
     """Messages that wait in the inbox, however many, do not hold up the closing handshake. [K2]"""
-    ours, theirs = testing.memory_stream_pair(5_000)
-    peer = Peer(theirs, is_client=False)
-
-    async def talk() -> None:
-        await peer.accept()
-        for _ in range(100):
-            await peer.send_frame(BINARY, bytes(500))
-        await peer.expect_close(1000)
-        await peer.send_close(1000)
-        await peer.stream.aclose()
-
-    async with no_hang(), anyio.create_task_group() as tasks:
-        tasks.start_soon(talk)
+    async with flooded(1000) as ours:
         with Stopwatch(0):
             async with connect(URL, stream=ours, inbox_size=1_000):
                 await settle()
@@ -1123,24 +1130,11 @@ async def test_read_loop_that_is_cancelled_closes_with_1001(
 @pytest.mark.attack("T16")
 async def test_read_loop_that_is_cancelled_sees_the_peer_s_close_behind_a_backlog() -> None:
     """What nobody will read any more is discarded, so that the closing handshake is not held up. [K3]"""
-    ours, theirs = testing.memory_stream_pair(5_000)
-    peer = Peer(theirs, is_client=False)
-
-    async def talk() -> None:
-        await peer.accept()
-        for _ in range(100):
-            await peer.send_frame(BINARY, bytes(500))
-        await peer.expect_close(1001)
-        await peer.send_close(1001)
-        await peer.stream.aclose()
-
-    async with no_hang(), anyio.create_task_group() as tasks:
-        tasks.start_soon(talk)
-        async with connect(URL, stream=ours, inbox_size=1_000) as client:
-            with Stopwatch(2):
-                with anyio.move_on_after(1):
-                    await client.read_loop(SlowCollector())
-            assert client.close_code == 1001
+    async with flooded(1001) as ours, connect(URL, stream=ours, inbox_size=1_000) as client:
+        with Stopwatch(2):
+            with anyio.move_on_after(1):
+                await client.read_loop(SlowCollector())
+        assert client.close_code == 1001
 
 
 @virtual
