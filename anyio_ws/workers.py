@@ -178,15 +178,18 @@ class _Signals:
 
 def _run_here(job: _Job, server: Server[Any], ready: Ready) -> None:
     """Serve in this process."""
+    paths: list[BoundPath] = []
 
     def react(count: int, number: int) -> None:
         if count > 2:
-            if server.addresses and job.config.unix_path is not None:
-                Path(job.config.unix_path).unlink(missing_ok=True)
+            for path in paths:
+                path.remove()
             os._exit(128 + number)
         (server.stop if count == 1 else server.abort)()
 
     def started(addresses: list[Address]) -> None:
+        if job.config.unix_path is not None:
+            paths.append(BoundPath(job.config.unix_path))
         if signals.count:
             react(signals.count, signals.number)
         else:
