@@ -62,7 +62,12 @@ def make_class(**hooks: Any) -> Any:
 # --- shapes that are accepted -------------------------------------------------------------------------
 
 SHAPES = {
-    "client_message": ["(self, data)", "(self, data, message_type)"],
+    "client_message": [
+        "(self, data)",
+        "(self, data, message_type)",
+        "(self, scratch, data)",
+        "(self, scratch, data, message_type)",
+    ],
     "after_init": ["(self)", "(self, app)"],
     "client_ping": ["(self, data)"],
     "client_pong": ["(self)", "(self, data)"],
@@ -154,6 +159,9 @@ def test_hook_for_a_control_frame_takes_that_frame_over(name: str, type_: Messag
         ("client_message", "(self)"),
         ("client_message", "(self, message)"),
         ("client_message", "(self, message_type, data)"),
+        ("client_message", "(self, data, scratch)"),
+        ("client_message", "(self, scratch)"),
+        ("client_message", "(self, scratch, message_type)"),
         ("client_message", "(self, data, message_type, more)"),
         ("client_message", "(self, *data)"),
         ("client_message", "(self, data, *, more)"),
