@@ -576,7 +576,7 @@ class _Link:
         "_closing",
         "_config",
         "_conn",
-        "_end",
+        "_grace",
         "_id",
         "_listening",
         "_opening",
@@ -592,7 +592,7 @@ class _Link:
         self._accepted: Any = accepted
         self._opening: anyio.CancelScope | None = anyio.CancelScope()
         self._closing: anyio.CancelScope | None = None
-        self._end = math.inf  # when the handler's close must be over
+        self._grace = math.inf  # seconds that the handler's close may take
         self._transport: Transport | None = None
         self._reader: RequestReader | None = None
         self._conn: Conn | None = None
@@ -624,9 +624,9 @@ class _Link:
         if self._opening is not None:
             self._opening.cancel()
         self._task.cancel()
-        self._end = anyio.current_time() + grace
+        self._grace = grace
         if self._closing is not None:
-            self._closing.deadline = self._end
+            self._closing.deadline = anyio.current_time() + grace
         if self._transport is not None:
             self._transport.abort()
 
@@ -834,7 +834,8 @@ class _Link:
                 await conn.wait_gone()
         if not session.hears_close:
             return
-        with anyio.CancelScope(deadline=self._end, shield=True) as self._closing:
+        deadline = anyio.current_time() + self._grace
+        with anyio.CancelScope(deadline=deadline, shield=True) as self._closing:
             await session.close()
 
     def _failed(self, exc: BaseException) -> None:

@@ -833,15 +833,26 @@ async def test_server_that_is_cancelled_waits_for_a_running_hook(caplog: pytest.
         assert it.begun == ["hook", "done", "close"]
 
 
-async def test_hook_that_does_not_end_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody waits longer than ``close_timeout`` for a thread; the log says that it was left."""
+@pytest.mark.parametrize("close_in_thread", [False, True])
+async def test_hook_that_does_not_end_is_left_behind(
+    caplog: pytest.LogCaptureFixture, close_in_thread: bool
+) -> None:
+    """Nobody waits longer than ``close_timeout`` for it; then comes ``close``, and the log says so. [H9]"""
 
     class Stuck(Waiting):
-        async def close(self) -> None:
+        def close(self) -> Any:
+            assert blocking_mode() is close_in_thread
             self.app.begun.append("close")
 
+    if not close_in_thread:
+
+        async def close(self: Any) -> None:
+            self.app.begun.append("close")
+
+        Stuck.close = close  # type: ignore[method-assign]
+
     with stage() as it:
-        config = Config(blocking=True, close_timeout=0.05, shutdown_timeout=0.05)
+        config = Config(blocking=True, close_timeout=0.5, shutdown_timeout=0.05)
         server = Server(Stuck, config)
         listener = MemoryListener()
         async with no_hang(), anyio.create_task_group() as tasks:
@@ -853,7 +864,7 @@ async def test_hook_that_does_not_end_is_left_behind(caplog: pytest.LogCaptureFi
             tasks.cancel_scope.cancel()
         assert it.begun == ["hook", "close"]
     (record,) = take_log(caplog, "WARNING")
-    assert "left behind in its thread after 0.05 seconds" in record.getMessage()
+    assert "left behind in its thread after 0.5 seconds" in record.getMessage()
 
 
 async def test_hook_that_waits_for_a_thread_never_runs_when_it_is_cancelled() -> None:
@@ -877,6 +888,10 @@ async def test_hook_that_waits_for_a_thread_never_runs_when_it_is_cancelled() ->
             with anyio.CancelScope(shield=True):
                 for peer in peers:
                     await peer.stream.aclose()
+                await settle()  # from now on nothing waits for a thread
+                found = server.statistics().thread_pool
+                assert found is not None
+                assert (found.running, found.queued) == (1, 0)
                 it.let()
         assert it.begun == ["hook"]
 
