@@ -1286,10 +1286,19 @@ async def test_accept_goes_on_at_once_after_a_connection_that_is_gone_already(co
 
 @virtual
 @pytest.mark.attack("R13", "T16")
-async def test_accept_that_breaks_for_good_ends_the_server_in_order() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("broken for good"),
+        OSError(errno.EBADF, "broken for good"),
+        OSError(errno.EINVAL, "broken for good"),
+        anyio.ClosedResourceError("broken for good"),
+    ],
+    ids=repr,
+)
+async def test_accept_that_breaks_for_good_ends_the_server_in_order(error: Exception) -> None:
     """A listener that is broken cannot be served; peers see 1001, and its error comes out bare. [S4]"""
     good, failing = testing.MemoryListener(), FailingListener()
-    error = RuntimeError("broken for good")
     server = Server(Echo)
 
     async def talk() -> None:
@@ -1303,7 +1312,7 @@ async def test_accept_that_breaks_for_good_ends_the_server_in_order() -> None:
 
     async with nothing_left(), no_hang(), anyio.create_task_group() as tasks:
         tasks.start_soon(talk)
-        with pytest.raises(RuntimeError, match="broken for good") as caught:
+        with pytest.raises(type(error), match="broken for good") as caught:
             await server.listen(listeners=[good, failing])
     assert caught.value is error
     assert server.addresses == []
