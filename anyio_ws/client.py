@@ -236,6 +236,7 @@ class Client(Conn):
         finally:
             with anyio.CancelScope(shield=True):  # the deadlines of the connection bound the waiting
                 await self.wait_gone()
+                self.discard_messages()
                 close = getattr(handler, "close", None)
                 if close is not None:
                     await settle(close())

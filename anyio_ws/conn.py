@@ -551,7 +551,7 @@ class Conn(ObjectStream["str | bytes"]):
         if self._protocol.state is State.CONNECTING:
             raise LocalProtocolError("the opening handshake is not done; raise Reject to refuse it")
         self._discarding = True
-        self._inbox.discard()
+        self.discard_messages()
         if self._protocol.error is not None:
             self._finish_input()
         else:

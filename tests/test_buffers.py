@@ -853,3 +853,29 @@ async def test_message_view_left_in_the_inbox_gives_its_buffer_back() -> None:
         assert provider.statistics().in_use == 0
         assert (await peer.frame()).opcode == CLOSE
         await peer.stream.aclose()
+
+
+async def test_message_view_behind_a_failed_one_gives_its_buffer_back() -> None:
+    """When ``handle`` raises, the messages behind it hold nothing either. [H13]"""
+    provider = buffer_provider(2, 5_000)
+    fields = {"buffer_size": 1_000, "buffer_provider": provider, "message_view": True}
+
+    class Failing:
+        def handle(self, message: Message) -> None:
+            raise ZeroDivisionError
+
+    async with open_client(**fields) as (client, peer):
+        for _ in range(2):
+            await peer.send_frame(BINARY, b"x" * 2_000)
+        await settle()
+        assert provider.statistics().in_use == 2
+        async with anyio.create_task_group() as tasks:
+
+            async def read() -> None:
+                with pytest.raises(ZeroDivisionError):
+                    await client.read_loop(Failing())
+
+            tasks.start_soon(read)
+            await settle()
+            await peer.stream.aclose()
+        assert provider.statistics().in_use == 0
