@@ -151,7 +151,34 @@ class Server(Generic[AppT]):
     @overload
     def __init__(
         self,
-        handler: (_TakesAll[AppT] | _TakesConn[AppT] | _TakesHandshake[AppT] | _TakesApp[AppT]),
+        handler: _TakesAll[AppT],
+        config: Config | None = None,
+        *,
+        http_handler: HttpHandler | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        handler: _TakesConn[AppT],
+        config: Config | None = None,
+        *,
+        http_handler: HttpHandler | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        handler: _TakesHandshake[AppT],
+        config: Config | None = None,
+        *,
+        http_handler: HttpHandler | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        handler: _TakesApp[AppT],
         config: Config | None = None,
         *,
         http_handler: HttpHandler | None = None,
