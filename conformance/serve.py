@@ -15,8 +15,8 @@ For all cases to be run a client offers permessage-deflate and the subprotocols 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from . import http
 from .case import Answer, Case, Grade, Judged, NotRun, Response, Step, Verdict, refuse, response, send, worst
-from .cases.client import FRESH_KEY
+from .cases.client import FRESH_KEY, FRESH_MASKS
 from .cases.deflate import PLAIN
 from .check import Results
 from .play import Player
@@ -54,6 +54,8 @@ class Examiner:
         self._runs = [(case, steps) for case in cases for steps in case.variants or (case.steps,)]
         self._verdicts: Results = {}
         self._keys: set[str] = set()
+        self._masks: set[bytes] = set()
+        self._repeated = 0
         self.finished = asyncio.Event()
 
     @property
@@ -128,13 +130,13 @@ class Examiner:
             if len(values) != 1:
                 raise Judged(Grade.FAIL, f"the request has {name} {len(values)} times")
         key = one["sec-websocket-key"][0]
-        decoded = base64.b64decode(key, validate=True) if key.isascii() else b""
         wrong = [
             ("its line", not request.line.startswith("GET /") or not request.line.endswith(" HTTP/1.1")),
             ("Upgrade", one["upgrade"][0].lower() != "websocket"),
             ("Connection", "upgrade" not in ", ".join(request.values("connection")).lower()),
             ("Sec-WebSocket-Version", one["sec-websocket-version"] != ["13"]),
-            ("a key that is not 16 bytes", len(decoded) != 16),
+            ("a key that is not 16 bytes in base64", not re.fullmatch(r"[A-Za-z0-9+/]{22}==", key)),
+            ("bytes that do not wait for the answer", request.rest != b""),
         ]
         if key in self._keys:
             self._verdicts[FRESH_KEY] = Verdict(Grade.FAIL, "two requests have the same key")
@@ -184,7 +186,17 @@ class Examiner:
             raise NotRun
         receiver = Receiver(from_client=True, codec=codec)
         player = Player(line, receiver, is_client=False, timeout=self._timeout, bytewise=case.cuts != "whole")
-        return await player.play(steps, request.rest)
+        verdict = await player.play(steps, request.rest)
+        self._check_masks(receiver.masks)
+        return verdict
+
+    def _check_masks(self, masks: list[bytes]) -> None:
+        """Check that masking keys are fresh (RFC 6455 §5.3); chance repeats one of 32 bits once at most."""
+        self._repeated += sum(mask in self._masks for mask in masks) + len(masks) - len(set(masks))
+        self._masks.update(masks)
+        if self._repeated > 1:
+            detail = f"{self._repeated} masking keys were there before"
+            self._verdicts[FRESH_MASKS] = Verdict(Grade.FAIL, detail)
 
     async def _see(self, line: Line, data: Response, answer: Answer) -> Verdict:
         """Send an answer that may be refused, and see whether it is: no message must come back."""

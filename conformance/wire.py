@@ -136,6 +136,7 @@ class Receiver:
     :ivar pongs: the payloads of Pongs
     :ivar pings: payloads of Pings that are not answered yet
     :ivar closes: the Close frames, each as code (``None`` without one) and reason
+    :ivar masks: the masking keys of its frames, in order
     :ivar violation: what the examined end did that no end may do, ``""`` if nothing
     """
 
@@ -145,6 +146,7 @@ class Receiver:
         self.pongs: list[bytes] = []
         self.pings: list[bytes] = []
         self.closes: list[tuple[int | None, bytes]] = []
+        self.masks: list[bytes] = []
         self.violation = ""
         self._from_client = from_client
         self._buffer = bytearray()
@@ -183,6 +185,7 @@ class Receiver:
         form = {126: 2, 127: 8}.get(short, 0)
         payload = frame[2 + form :]
         if masked:
+            self.masks.append(payload[:4])
             payload = apply_mask(payload[4:], payload[:4])
         if self.closes:
             return f"sent a frame with opcode {opcode} after its Close (§5.5.1)"

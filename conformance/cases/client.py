@@ -26,6 +26,7 @@ from ..wire import TEXT, Frame
 
 _PMD = "permessage-deflate"
 FRESH_KEY = "answers/fresh-key"
+FRESH_MASKS = "answers/fresh-masks"
 
 
 def _case(
@@ -50,8 +51,11 @@ def _more(lines: str) -> bytes:
 def cases() -> Iterator[Case]:
     """Yield the cases of the section."""
     fact = "Each request has a key of its own, those of this whole run."
-    steps = (send(text("hello")), Message(TEXT, b"hello"))
+    steps: tuple[Step, ...] = (send(text("hello")), Message(TEXT, b"hello"))
     yield _case(FRESH_KEY.partition("/")[2], fact, "RFC 6455 §4.1 (7)", response(), accept(), *steps)
+    fact = "Each frame has a masking key of its own, those of this whole run."
+    steps = (send(*(text(str(i)) for i in range(50))), *(Message(TEXT, str(i).encode()) for i in range(50)))
+    yield _case(FRESH_MASKS.partition("/")[2], fact, "RFC 6455 §5.3; F28", response(), accept(), *steps)
     yield from _good()
     yield from _bad()
     yield from _status()
