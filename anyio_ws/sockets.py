@@ -72,8 +72,9 @@ class ConnectedSocket:
         return address_of(_ask(self.socket.getsockname))
 
     def close(self) -> None:
-        """Close the socket."""
-        self.socket.close()
+        """Close the socket; it is closed even where the system complains."""
+        with contextlib.suppress(OSError):
+            self.socket.close()
 
 
 def _ask(get_name: Callable[[], Any]) -> Any:
@@ -434,7 +435,7 @@ class SocketTransport:
         self.reading = False
         self._unwatch()
         self._addresses = self.remote_address, self.local_address
-        self._socket.close()
+        self._connected.close()
         self._poller.end()
         self._poller.call_soon(self._tell_lost)
 
@@ -516,9 +517,9 @@ class SocketListener:
             self._accepted += 1
             try:
                 return ConnectedSocket(sock, address)
-            except OSError:
-                sock.close()
-                raise
+            except OSError:  # its peer is gone; on some systems that is an EINVAL, which is no fault of ours
+                with contextlib.suppress(OSError):
+                    sock.close()
 
     async def _wait(self) -> None:
         self._accepted = 0

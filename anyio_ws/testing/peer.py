@@ -130,7 +130,7 @@ class ScriptedPeer:
         return oracle
 
     async def _play(self) -> None:
-        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, _Ended):
+        with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, _Ended):
             for step in self._script:
                 await self._take(step)
                 if step in (Do.CLOSE, Do.RESET):
