@@ -10,59 +10,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import socket
-import ssl
-import stat
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
-from pathlib import Path
 from typing import Any, Generic, Protocol, overload
 
 import anyio
-from anyio import TaskHandle
-from anyio.abc import AnyByteStream, ByteStream, SocketAttribute, TaskGroup, TaskStatus
-from anyio.streams.tls import TLSStream
+from anyio.abc import AnyByteStream, SocketAttribute, TaskGroup, TaskStatus
 
 from .backlog import Backlog, PacedConn
-from .buffers import BufferPool, BufferStatistics, ConnectionBuffers, MessageStorage, PoolStatistics
+from .binding import Acceptor, BoundPath, as_acceptor, bind, discard
+from .buffers import BufferStatistics, ConnectionBuffers, PoolStatistics
 from .config import Config
-from .conn import LINGER, Conn
+from .conn import Conn
 from .deadlines import Deadlines
-from .deflate import negotiate
 from .events import CloseCode, build_close
-from .exceptions import ConnectionClosed, InvalidRequest, LocalProtocolError, Reject
-from .handler import (
-    FunctionFactory,
-    HandlerFactory,
-    Session,
-    SessionFactory,
-    Tools,
-    choose_parameters,
-    settle,
-)
-from .handshake import Handshake, accept, check_origin, check_request, is_upgrade
-from .http11 import IncompleteRequest, Request, RequestReader, Response, build_refusal, build_response, shown
-from .poller import current_poller
+from .handler import FunctionFactory, HandlerFactory, Tools
+from .handshake import Handshake
+from .link import HttpHandler, Link, Service
 from .protocol import Role
-from .sockets import ConnectedSocket, SocketListener
+from .sockets import ConnectedSocket
 from .threads import ThreadPool, ThreadPoolStatistics
 from .throttle import Throttle
-from .tls import over_socket
-from .transport import (
-    Address,
-    Farewell,
-    StreamTransport,
-    Transport,
-    address_of,
-    receive_head,
-    stream_address,
-)
+from .transport import Address, Transport, address_of
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 if sys.version_info >= (3, 13):
     from typing import TypeVar
 else:
@@ -73,11 +45,8 @@ logger: logging.Logger = logging.getLogger("anyio_ws.server")
 AppT = TypeVar("AppT", default=Any)
 AppT_contra = TypeVar("AppT_contra", contravariant=True)
 
-HttpHandler = Callable[..., "Response | Awaitable[Response | None] | None"]
-
 _ACCEPT_PAUSE = 0.1  # seconds to wait when the system is short of what a connection needs
 _LINES_PER_SECOND = 10  # about clients that are refused, and as many about those that are lost
-_BAD_STREAM = (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError, OSError)
 _GONE_ALREADY = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})  # about one connection
 _BROKEN_FOR_GOOD = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 
@@ -208,7 +177,7 @@ class Server(Generic[AppT]):
                     raise ValueError(
                         f"{name}: it is for the hooks of a handler, and has no effect on a function"
                     )
-        self._service = _Service(config, factory, http_handler)
+        self._service = Service(config, factory, http_handler)
         self._listening: _Listening | None = None
 
     @property
@@ -321,68 +290,10 @@ async def serve(
     await server.listen(app, task_status=task_status)
 
 
-class Acceptor(Protocol):
-    """What a server accepts from; AnyIO's socket listeners are such."""
-
-    async def accept(self) -> AnyByteStream | ConnectedSocket:
-        """Wait for a connection."""
-
-    async def aclose(self) -> None:
-        """Stop listening."""
-
-    def extra(self, attribute: Any, default: Any) -> Any:
-        """Return a typed attribute; the local address is asked for."""
-
-
-class _Service:
-    """What a server does for each connection; the same for every call of ``listen()``."""
-
-    def __init__(
-        self, config: Config, make_session: SessionFactory, http_handler: HttpHandler | None
-    ) -> None:
-        self.config = config
-        self.make_session = make_session
-        self.accepted = 0
-        self.request_buffers = BufferPool(config.handshake.count, config.handshake.max_size)
-        self.storage = build_storage(config)
-        self.scratch_buffers = BufferPool(config.thread_pool.count, config.thread_pool.buffer_size)
-        self._http_handler = http_handler
-        self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
-
-    async def answer_http(self, request: Request, app: object, threads: ThreadPool | None) -> Response | None:
-        """Have the user answer a request that asks for no WebSocket; ``None`` when there is no answer."""
-        if self._http_handler is None or is_upgrade(request):
-            return None
-        arguments = {"request": request, "app": app}
-        handler = self._http_handler if threads is None else threads.bind(self._http_handler)
-        response = await settle(handler(**{name: arguments[name] for name in self._http_names}))
-        if response is not None and not isinstance(response, Response):
-            raise TypeError(f"http_handler: a Response or None is needed, not {type(response).__name__}")
-        return response
-
-    def check(self, request: Request) -> Handshake:
-        """Check a request, and choose the first of our subprotocols that it offers.
-
-        :raises InvalidRequest: when it is not acceptable
-        """
-        handshake = check_request(request)
-        check_origin(request, self.config.origins)
-        offered = (name for name in self.config.subprotocols if name in handshake.subprotocols)
-        handshake.select_subprotocol(next(offered, None))
-        return handshake
-
-
-def build_storage(config: Config) -> MessageStorage:
-    """Make what all connections of a server keep incomplete messages in."""
-    buffers = config.buffers
-    large_size = min(buffers.large_size or 2 * buffers.size, config.max_message_size)
-    return MessageStorage(buffers.size, buffers.pool, BufferPool(buffers.large_count, large_size))
-
-
 class _Listening:
     """One run of ``listen()``: the listeners, the connections, the way down."""
 
-    def __init__(self, service: _Service, app: object) -> None:
+    def __init__(self, service: Service, app: object) -> None:
         self.service = service
         self.app = app
         self.addresses: list[Address] = []
@@ -391,7 +302,7 @@ class _Listening:
         self.threads = ThreadPool(config.thread_pool.count, config.close_timeout) if config.blocking else None
         self.backlog = Backlog(config.thread_pool.backlog)
         self.tools = Tools(service.scratch_buffers, self.threads)
-        self.links: set[_Link] = set()
+        self.links: set[Link] = set()
         self.stopping = anyio.Event()
         self.refusals = Throttle(logger, _LINES_PER_SECOND)
         self.losses = Throttle(logger, _LINES_PER_SECOND)
@@ -459,7 +370,7 @@ class _Listening:
             if given is None:
                 listeners = await self._bind()
             else:
-                listeners = [await _as_acceptor(each) for each in given]
+                listeners = [await as_acceptor(each) for each in given]
             self.addresses = [address_of(each.extra(SocketAttribute.local_address, "")) for each in listeners]
             async with anyio.create_task_group() as outer:
                 outer.start_soon(self._serve, listeners)
@@ -475,7 +386,7 @@ class _Listening:
                 raise self._fatal
 
     async def _bind(self) -> list[Acceptor]:
-        listeners = await _bind(self.service.config)
+        listeners = await bind(self.service.config)
         if self.service.config.unix_path is not None:
             self._path = BoundPath(self.service.config.unix_path)
         return listeners
@@ -527,9 +438,9 @@ class _Listening:
             try:
                 await self._wait_for_slot()  # another listener may have been faster
             except BaseException:
-                await _discard(accepted)
+                await discard(accepted)
                 raise
-            link = _Link(self, accepted)
+            link = Link(self, accepted)
             self.links.add(link)
             self.service.accepted += 1
             link.start(self.tasks)
@@ -557,7 +468,7 @@ class _Listening:
                     self._pauses.log(logging.WARNING, "accepting pauses for %s s: %s", _ACCEPT_PAUSE, exc)
                     await anyio.sleep(_ACCEPT_PAUSE)
 
-    def gone(self, link: _Link) -> None:
+    def gone(self, link: Link) -> None:
         """Forget a connection that has ended."""
         self.links.discard(link)
         self._freed.set()
@@ -573,7 +484,7 @@ class _Listening:
                 self.dismiss(link)
         self.stopping.set()
 
-    def dismiss(self, link: _Link) -> None:
+    def dismiss(self, link: Link) -> None:
         """Say goodbye to a peer; call it for every connection that there is when the server stops."""
         link.go_away(*self.farewell)
         if self._hooks_cancelled:
@@ -593,398 +504,3 @@ class _Listening:
         while self.links:
             self._emptied = anyio.Event()
             await self._emptied.wait()
-
-
-class _Link:
-    """One accepted connection and its task, from ``accept`` to the closed socket."""
-
-    __slots__ = (
-        "_accepted",
-        "_closing",
-        "_config",
-        "_conn",
-        "_grace",
-        "_id",
-        "_listening",
-        "_opening",
-        "_reader",
-        "_task",
-        "_transport",
-    )
-
-    def __init__(self, listening: _Listening, accepted: AnyByteStream | ConnectedSocket) -> None:
-        self._task: TaskHandle[None]
-        self._listening = listening
-        self._config = listening.service.config
-        self._accepted: Any = accepted
-        self._opening: anyio.CancelScope | None = anyio.CancelScope()
-        self._closing: anyio.CancelScope | None = None
-        self._grace = math.inf  # seconds that the handler's close may take
-        self._transport: Transport | None = None
-        self._reader: RequestReader | None = None
-        self._conn: Conn | None = None
-        self._id: int | str = "in its opening handshake"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the opening handshake is done."""
-        return self._conn is not None
-
-    def start(self, tasks: TaskGroup) -> None:
-        """Serve the connection in a task of its own."""
-        self._task = tasks.start_soon(self._serve, name="connection")
-
-    def go_away(self, code: int, reason: str) -> None:
-        """Send a Close, or refuse the opening handshake, because the server stops."""
-        if self._conn is not None:
-            self._conn.go_away(code, reason)
-        elif self._opening is not None:
-            self._opening.cancel()
-
-    def cancel_hooks(self) -> None:
-        """Cancel what the user's code does; its ``close`` is still called."""
-        if self._conn is not None:  # otherwise refusing the opening handshake has done it
-            self._task.cancel()
-
-    def cut(self, grace: float) -> None:
-        """End the connection at once; only the handler's ``close`` has *grace* seconds left."""
-        if self._opening is not None:
-            self._opening.cancel()
-        self._task.cancel()
-        self._grace = grace
-        if self._closing is not None:
-            self._closing.deadline = anyio.current_time() + grace
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def _serve(self) -> None:
-        """Serve the connection; no error of it gets out of here."""
-        try:
-            session = await self._open()
-            if session is None:
-                return
-            assert self._conn is not None
-            if self._listening.stopping.is_set():  # it has become too late to refuse it
-                self._listening.dismiss(self)
-            try:
-                await session.begin()
-                await session.run(self._conn)
-            except BaseException as exc:
-                if not self._judge(exc, self._conn):
-                    raise
-            finally:
-                await self._close(session, self._conn)
-        except BaseException as exc:
-            if not self._blame(exc):
-                raise
-        finally:
-            if self._transport is not None:
-                self._transport.abort()
-            else:
-                await _discard(self._accepted)
-            self._listening.gone(self)
-
-    # --- the opening handshake ----------------------------------------------------------------------
-
-    async def _open(self) -> Session | None:
-        """Do the opening handshake under its deadline; return ``None`` when it was refused."""
-        listening, opening = self._listening, self._opening
-        assert opening is not None
-        opening.deadline = anyio.current_time() + self._config.handshake.timeout
-        refusal: bytes = b""
-        with opening:
-            try:
-                return await self._handshake()
-            except _Answered as answer:
-                refusal = answer.response
-            except IncompleteRequest as exc:
-                self._log_loss(exc)
-                refusal = _refuse(exc) if self._has_begun else b""
-            except InvalidRequest as exc:
-                listening.refusals.log(logging.INFO, "refused %s: %s", shown(self._remote_address), exc)
-                refusal = _refuse(exc)
-            except _BAD_STREAM as exc:
-                self._log_loss(exc)
-        if opening.cancelled_caught:
-            refusal = self._refuse_late()
-        if self._transport is not None:
-            await self._leave(self._transport, refusal)
-        return None
-
-    @property
-    def _remote_address(self) -> Address:
-        if isinstance(self._accepted, ConnectedSocket):
-            return self._accepted.remote_address
-        return stream_address(self._accepted, SocketAttribute.remote_address)
-
-    def _log_loss(self, exc: Exception) -> None:
-        address = shown(self._remote_address)
-        self._listening.losses.log(logging.DEBUG, "lost %s in its opening handshake: %s", address, exc)
-
-    @property
-    def _has_begun(self) -> bool:
-        """Whether the peer has said anything that there could be an answer to."""
-        return self._reader is not None and self._reader.started
-
-    def _refuse_late(self) -> bytes:
-        """Answer a request that did not come in time, or came when the server stops."""
-        if self._listening.stopping.is_set():
-            return _refuse(InvalidRequest(503, "the server is stopping"))
-        if not self._has_begun:
-            return b""
-        return _refuse(InvalidRequest(408, "the opening handshake took too long"))
-
-    async def _handshake(self) -> Session:
-        """Read the request, check it, have the user's code judge it, and answer 101.
-
-        :raises _Answered: when the request gets another answer
-        """
-        config, service, listening = self._config, self._listening.service, self._listening
-        self._transport = transport = await self._make_transport()
-        transport.start()
-        limits = config.handshake
-        self._reader = reader = RequestReader(limits.max_size, limits.max_headers, service.request_buffers)
-        try:
-            request = await receive_head(transport, reader)
-        finally:
-            reader.close()
-        request.remote_address = transport.remote_address
-        answer_to_http: bytes | None = await self._users(self._answer_http(request))
-        if answer_to_http is not None:
-            raise _Answered(answer_to_http)
-        handshake = service.check(request)
-        conn = listening.make_conn(transport)
-        self._id = conn.id
-        session: Session = await self._users(
-            service.make_session(listening.tools, handshake=handshake, conn=conn, app=listening.app)
-        )
-        compression, answer = negotiate(handshake.extensions, config.compression) or (None, "")
-        try:
-            transport.write(accept(handshake, answer))
-            conn.open(
-                handshake.subprotocol,
-                compression=compression,
-                manual=session.manual,
-                busy=session.hooked,
-                early=reader.rest,
-            )
-        except (ValueError, LocalProtocolError) as exc:
-            try:
-                await session.close()
-            except Exception as close_exc:  # noqa: BLE001 - logged; the peer gets its answer all the same
-                self._failed(close_exc)
-            if isinstance(exc, ValueError):
-                raise self._internal_error(exc) from exc
-            # The peer has gone while the user's code was busy.
-            raise anyio.BrokenResourceError from exc
-        self._conn = conn
-        self._opening = self._reader = None  # an open connection has no use for them
-        return session
-
-    async def _make_transport(self) -> Transport:
-        config, deadlines = self._config, self._listening.deadlines
-        size, timeout = config.outbox_size, config.write_timeout
-        if isinstance(self._accepted, ConnectedSocket):
-            return await over_socket(
-                self._accepted, deadlines, config.tls, outbox_size=size, write_timeout=timeout
-            )
-        stream: ByteStream = self._accepted
-        if config.tls is not None:
-            stream = await TLSStream.wrap(
-                stream, server_side=True, ssl_context=config.tls, standard_compatible=False
-            )
-        spawn = self._listening.tasks.start_soon
-        return StreamTransport(stream, spawn, outbox_size=size, write_timeout=timeout)
-
-    async def _answer_http(self, request: Request) -> bytes | None:
-        listening = self._listening
-        response = await listening.service.answer_http(request, listening.app, listening.threads)
-        return None if response is None else build_response(response, date=formatdate(usegmt=True))
-
-    async def _users(self, call: Awaitable[Any]) -> Any:
-        """Wait for the user's code; its refusal or its failure is an answer."""
-        try:
-            return await call
-        except Reject as exc:
-            response = Response(exc.status, exc.body, exc.headers, exc.reason)
-            try:
-                refusal = build_response(response, date=formatdate(usegmt=True))
-            except ValueError as bad_header:
-                raise self._internal_error(bad_header) from exc
-            raise _Answered(refusal) from exc
-        except Exception as exc:
-            raise self._internal_error(exc) from exc
-
-    def _internal_error(self, exc: Exception) -> _Answered:
-        """Log an error of the user's code, and answer 500 without telling what it was."""
-        self._failed(exc)
-        return _Answered(_refuse(InvalidRequest(500, "the server failed")))
-
-    async def _leave(self, transport: Transport, last: bytes) -> None:
-        """Send the last bytes and close the socket so that the peer can read them (RFC 9112 §9.6)."""
-        farewell = Farewell()
-        transport.receiver = farewell
-        if transport.ended:
-            return
-        transport.write(last)
-        transport.finish(half_close=bool(last), await_eof=bool(last))
-        deadline = self._listening.deadlines.call_later(LINGER, transport.abort)
-        await farewell.gone.wait()
-        deadline.cancel()
-
-    # --- the connection -----------------------------------------------------------------------------
-
-    def _judge(self, exc: BaseException, conn: Conn) -> bool:
-        """Deal with what came out of the user's code; tell whether that is all about it."""
-        if (isinstance(exc, ConnectionClosed) or _only_closed(exc)) and conn.is_closed:
-            return True  # the end of its own connection is no failure
-        is_over = self._blame(exc)
-        if not isinstance(exc, Exception):
-            conn.go_away(*self._listening.farewell)
-        return is_over
-
-    def _blame(self, exc: BaseException) -> bool:
-        """Log an error, or stop the server for it; tell whether that is all about it."""
-        if isinstance(exc, Exception):
-            self._failed(exc)
-        elif _ends_program(exc):
-            self._listening.end_for(exc)
-        else:
-            return False
-        return True
-
-    async def _close(self, session: Session, conn: Conn) -> None:
-        """End the connection, whatever has come before, and tell the user's code."""
-        conn.leave(CloseCode.NORMAL_CLOSURE, "")
-        if not conn.is_gone:
-            with anyio.CancelScope(shield=True):  # the deadlines of the connection bound this
-                await conn.wait_gone()
-        if not session.hears_close:
-            return
-        deadline = anyio.current_time() + self._grace
-        with anyio.CancelScope(deadline=deadline, shield=True) as self._closing:
-            await session.close()
-
-    def _failed(self, exc: BaseException) -> None:
-        logger.error("connection %s: the handler failed", self._id, exc_info=exc)
-        if self._conn is not None:
-            self._conn.fail(CloseCode.INTERNAL_ERROR)
-
-
-class _Answered(Exception):
-    """The opening handshake ends with this response in place of a 101."""
-
-    def __init__(self, response: bytes) -> None:
-        super().__init__(response)
-        self.response = response
-
-
-def _refuse(exc: InvalidRequest) -> bytes:
-    return build_refusal(exc, date=formatdate(usegmt=True))
-
-
-async def _discard(accepted: AnyByteStream | ConnectedSocket) -> None:
-    """Close a connection of which no transport was made."""
-    if isinstance(accepted, ConnectedSocket):
-        accepted.close()
-    else:
-        with contextlib.suppress(Exception):
-            await anyio.aclose_forcefully(accepted)
-
-
-def _ends_program(exc: BaseException) -> bool:
-    """Tell ``KeyboardInterrupt``, ``SystemExit`` and their like from what ends one task."""
-    return not isinstance(exc, (Exception, GeneratorExit, anyio.get_cancelled_exc_class()))
-
-
-def _only_closed(exc: BaseException) -> bool:
-    """Tell whether a group holds nothing but closed connections."""
-    return isinstance(exc, BaseExceptionGroup) and exc.split(ConnectionClosed)[1] is None
-
-
-# --- binding ----------------------------------------------------------------------------------------
-
-
-async def _bind(config: Config) -> list[Acceptor]:
-    """Bind what the configuration says."""
-    if config.unix_path is not None:
-        clear_unix_path(Path(config.unix_path))
-        listener = await anyio.create_unix_listener(config.unix_path, backlog=config.backlog)
-        return [_directly(listener)]
-    multi = await anyio.create_tcp_listener(
-        local_host=config.address, local_port=config.port, backlog=config.backlog
-    )
-    return [_directly(listener) for listener in multi.listeners]
-
-
-async def _as_acceptor(listener: Acceptor | socket.socket) -> Acceptor:
-    if isinstance(listener, socket.socket):
-        return _directly(await anyio.abc.SocketListener.from_socket(listener))
-    return listener
-
-
-def _directly(listener: Any) -> Acceptor:
-    """Accept plain sockets from a listener where the event loop can watch them."""
-    acceptor: Acceptor = SocketListener(listener) if current_poller().watches_sockets else listener
-    return acceptor
-
-
-class BoundPath:
-    """The file of a Unix socket that is bound, and is ours as long as nobody puts another in its place.
-
-    :param path: the path, which a socket that is still open was bound to a moment ago
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path).absolute()
-        self._identity = self._identify()
-
-    def remove(self) -> None:
-        """Remove the file if it is still ours; call it before the socket is closed.
-
-        While that is open its file's number is not given to another file.
-        """
-        if self._identity is not None and self._identify() == self._identity:
-            self._path.unlink(missing_ok=True)
-        self._identity = None
-
-    def _identify(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.lstat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
-
-def clear_unix_path(path: Path) -> None:
-    """Remove a socket that nobody listens on any more.
-
-    :raises OSError: when something else is there, or somebody listens
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "unix_path: there is a file that is no socket", str(path))
-    if _somebody_listens(path):
-        raise OSError(errno.EADDRINUSE, "unix_path: a server is listening there", str(path))
-    path.unlink(missing_ok=True)
-
-
-def _somebody_listens(path: Path) -> bool:
-    """Tell whether a server is behind a socket's file, even one that is too busy to accept.
-
-    :raises OSError: when that cannot be told
-    """
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # a full backlog is an answer, and none to wait for
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            return True
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError as exc:
-            raise OSError(exc.errno, f"unix_path: cannot be probed: {exc.strerror}", str(path)) from exc
-        return True

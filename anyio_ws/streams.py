@@ -23,7 +23,8 @@ from .events import CloseCode
 from .exceptions import HandshakeError
 from .handler import FunctionFactory
 from .handshake import parse_url
-from .server import HttpHandler, Server
+from .link import HttpHandler
+from .server import Server
 from .tasks import background
 
 __all__ = ["WebSocketAttribute", "WebSocketConnectable", "WebSocketListener"]

@@ -40,9 +40,11 @@ import anyio
 from anyio.abc import TaskStatus
 from anyio.lowlevel import current_token
 
+from .binding import BoundPath, clear_unix_path
 from .config import Config
 from .from_thread import Kept
-from .server import BoundPath, HttpHandler, Server, clear_unix_path
+from .link import HttpHandler
+from .server import Server
 from .tasks import background
 from .transport import Address, address_of
 

@@ -47,9 +47,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "transport",
         "sockets",
         "tls",
+        "binding",
     ),
     ("handler", "inbox", "conn", "backlog", "broadcast"),
-    ("server", "client"),
+    ("link", "server", "client"),
     ("workers", "blocking", "streams", "testing.*", "testing"),
     ("__init__",),  # the public names
     ("demo", "__main__"),  # programs that use them

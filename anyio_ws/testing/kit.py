@@ -17,8 +17,9 @@ from ..conn import Conn
 from ..deadlines import Deadlines
 from ..events import CloseCode, Message, MessageType, build_close
 from ..framing import MessageReader, frame
+from ..link import build_storage
 from ..protocol import Role
-from ..server import Server, build_storage
+from ..server import Server
 from ..tasks import background
 from ..transport import StreamTransport
 from .clock import settle

@@ -20,7 +20,7 @@ from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.streams.tls import TLSStream
 
 from anyio_ws import Config, Conn, Handshake, Server
-from anyio_ws.server import Acceptor
+from anyio_ws.binding import Acceptor
 from anyio_ws.testing import MemoryListener
 
 from ..support import Peer, no_hang

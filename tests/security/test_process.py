@@ -357,7 +357,7 @@ async def test_connections_leave_no_objects_behind_without_the_collector(way: st
     try:
         async with arena(way, Echo, ends) as place:
             await rounds(20)
-            kinds = ("Conn", "Protocol", "SocketTransport", "_Link", "Inbox", "Request", "MessageReader")
+            kinds = ("Conn", "Protocol", "SocketTransport", "Link", "Inbox", "Request", "MessageReader")
             before = count_of(kinds)
             await rounds(60)
             assert count_of(kinds) == before
