@@ -42,7 +42,7 @@ else:
 
 logger: logging.Logger = logging.getLogger("anyio_ws.server")
 
-AppT = TypeVar("AppT", default=Any)
+AppT = TypeVar("AppT", default=object)
 AppT_contra = TypeVar("AppT_contra", contravariant=True)
 
 _ACCEPT_PAUSE = 0.1  # seconds to wait when the system is short of what a connection needs

@@ -33,7 +33,7 @@ from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of, witho
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-logger = logging.getLogger("anyio_ws")
+logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _FAIR = 32  # connections that are accepted before other tasks get their turn
 _STAGGER = 0.25  # seconds before the next address is tried beside the last one (RFC 8305 §5)

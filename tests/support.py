@@ -345,7 +345,7 @@ async def serving(
 
 
 @contextlib.asynccontextmanager
-async def listening(server: Server, app: object = None) -> AsyncIterator[list[Any]]:
+async def listening(server: Server[Any], app: object = None) -> AsyncIterator[list[Any]]:
     """Have a server listen on its sockets during a block, and give their addresses."""
     async with no_hang(), anyio.create_task_group() as tasks:
         addresses = await tasks.start(server.listen, app)

@@ -585,7 +585,7 @@ async def test_backlog_over_sockets_fills_the_peer_s_send_buffer() -> None:
             await client.close()
 
 
-async def until_stuck(count: Any, server: Server) -> None:
+async def until_stuck(count: Any, server: Server[Any]) -> None:
     """Wait until the server reads nothing and the peer's sends wait."""
     last, calm = -1, 0
     while calm < 50:
