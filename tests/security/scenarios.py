@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import ByteStream, UNIXSocketStream
+from anyio.abc import ByteStream, TaskGroup, UNIXSocketStream
+from anyio.streams.tls import TLSStream
 
 from anyio_ws import ClientConfig, Config, MessageType, Opcode, broadcast, frame_bin, frame_text
 from anyio_ws.deadlines import Deadlines
@@ -23,9 +24,11 @@ from anyio_ws.protocol import Role
 from anyio_ws.sockets import ConnectedSocket, SocketTransport
 from anyio_ws.tasks import background
 from anyio_ws.testing import FaultyStream, WireOracle, build_frame, memory_stream_pair
+from anyio_ws.tls import over_socket
 from anyio_ws.transport import StreamTransport
 
 from ..memory import WatchedConn
+from .arena import tls_contexts
 
 SENT = 6  # messages of the robot
 _ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
@@ -70,6 +73,12 @@ class Robot:
                 with contextlib.suppress(*_ENDS):
                     await self._stream.send(build_frame(opcode, payload, key=self._key))
 
+    async def _end(self) -> None:
+        try:
+            await self._stream.send_eof()
+        except NotImplementedError:  # TLS has no half-closed state
+            await self._stream.aclose()
+
     async def _send_all(self) -> None:
         for number in range(SENT):
             await self._send(0x1, str(number).rjust(20).encode())
@@ -88,7 +97,7 @@ class Robot:
                         await self._all_sent.wait()
                         await self._send(0x8, frame.payload)
                         with contextlib.suppress(*_ENDS):
-                            await self._stream.send_eof()
+                            await self._end()
                 await anyio.lowlevel.checkpoint()
 
 
@@ -118,28 +127,75 @@ class Rig(NamedTuple):
         self.got.append(await self.conn.receive())
 
 
-def _memory() -> tuple[ByteStream, ByteStream]:
-    return memory_stream_pair(capacity=120)
+async def _over_memory(
+    role: Role, deadlines: Deadlines, tasks: TaskGroup, options: Any
+) -> tuple[Any, ByteStream]:
+    near, stream = memory_stream_pair(capacity=120)
+    return StreamTransport(FaultyStream(near, most=30, most_sent=50), tasks.start_soon, **options), stream
+
+
+async def _over_sockets(
+    role: Role, deadlines: Deadlines, tasks: TaskGroup, options: Any
+) -> tuple[Any, ByteStream]:
+    ours, theirs = _small_sockets()
+    return (
+        SocketTransport(ConnectedSocket(ours), deadlines, **options),
+        await UNIXSocketStream.from_socket(theirs),
+    )
+
+
+async def _over_tls(
+    role: Role, deadlines: Deadlines, tasks: TaskGroup, options: Any
+) -> tuple[Any, ByteStream]:
+    ours, theirs = _small_sockets()
+    is_server = role is Role.SERVER
+    contexts = tls_contexts()
+    wrapped: list[ByteStream] = []
+
+    async def wrap() -> None:
+        inner = await UNIXSocketStream.from_socket(theirs)
+        wrapped.append(
+            await TLSStream.wrap(
+                inner,
+                server_side=not is_server,
+                hostname="localhost" if is_server else None,
+                ssl_context=contexts[is_server],
+                standard_compatible=False,
+            )
+        )
+
+    async with anyio.create_task_group() as handshakes:
+        handshakes.start_soon(wrap)
+        below = await over_socket(
+            ConnectedSocket(ours),
+            deadlines,
+            contexts[not is_server],
+            hostname=None if is_server else "localhost",
+            **options,
+        )
+    return below, wrapped[0]
+
+
+def _small_sockets() -> tuple[socket.socket, socket.socket]:
+    """Make a pair of sockets of which the system holds as little as it can."""
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_304)
+    return pair
+
+
+TRANSPORTS = {"memory": _over_memory, "sockets": _over_sockets, "tls": _over_tls}
 
 
 @contextlib.asynccontextmanager
 async def rig(role: Role, transport: str) -> AsyncIterator[Rig]:
-    """Set up a connection over memory and streams, or over sockets; at the end it is gone."""
+    """Set up a connection over one of :data:`TRANSPORTS`; at the end it is gone."""
     config = Config(**_LIMITS) if role is Role.SERVER else ClientConfig(**_LIMITS)
     deadlines = Deadlines()
     options: Any = {"outbox_size": config.outbox_size, "write_timeout": config.write_timeout}
     async with background() as tasks:
         tasks.start_soon(deadlines.run)
-        below: Any
-        if transport == "sockets":
-            ours, theirs = socket.socketpair()
-            for sock in (ours, theirs):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_304)
-            below = SocketTransport(ConnectedSocket(ours), deadlines, **options)
-            stream: ByteStream = await UNIXSocketStream.from_socket(theirs)
-        else:
-            near, stream = memory_stream_pair(capacity=120)
-            below = StreamTransport(FaultyStream(near, most=30, most_sent=50), tasks.start_soon, **options)
+        below, stream = await TRANSPORTS[transport](role, deadlines, tasks, options)
         conn = WatchedConn(role, below, deadlines, config)
         below.start()
         conn.open(None)

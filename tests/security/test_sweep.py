@@ -23,11 +23,11 @@ from ..conftest import BACKENDS
 from ..memory import ROLES, Cut
 from ..support import is_trio, nothing_left
 from .arena import Arena, Diary, Echo, arena, tls_contexts
-from .scenarios import MESSAGES, SCENARIOS, Rig, rig
+from .scenarios import MESSAGES, SCENARIOS, TRANSPORTS, Rig, rig
 
 MOST_CUTS = 400  # a scenario that has not ended by then would never end
 
-both_transports = pytest.mark.parametrize("transport", ["memory", "sockets"])
+every_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 async def cut_at(nth: int, how: str, name: str, role: Role, transport: str) -> bool:
@@ -82,7 +82,7 @@ def judge(place: Rig) -> None:
 
 
 @pytest.mark.attack("T01", "T02", "T03", "T04", "T05", "T07", "T09", "T10", "T11", "R14")
-@both_transports
+@every_transport
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_scenario_that_is_cancelled_anywhere_leaves_everything_whole(
