@@ -181,5 +181,6 @@ def _make_deflated(size: int) -> str:
     compressor = zlib.compressobj(wbits=-9)
     data = compressor.compress(text.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH)
     path = PLACE / f"deflated-{size}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.removesuffix(b"\0\0\xff\xff"))
     return str(path)
