@@ -279,6 +279,7 @@ async def test_handler_without_memory_fails_alone(caplog: pytest.LogCaptureFixtu
         await peer.expect_close(1011)
         await peer.send_close(1011)
         await peer.expect_end()
+        await peer.stream.aclose()
         await ends.wait()
     assert len(caplog.records) == 1
 
@@ -289,7 +290,7 @@ async def test_handler_without_memory_fails_alone(caplog: pytest.LogCaptureFixtu
 @pytest.mark.attack("O16")
 async def test_client_that_is_forgotten_is_closed_with_its_event_loop() -> None:
     """A client that nobody closed and nobody refers to raises no error, and leaves no deadlock."""
-    async with arena("sockets", Echo) as place:
+    async with arena("sockets", Echo, None, Config(shutdown_timeout=0.1)) as place:
         address: Any = place.server.addresses[0]
 
         async def forget() -> None:
