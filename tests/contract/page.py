@@ -11,6 +11,7 @@ import ast
 import sys
 from pathlib import Path
 
+from ..tables import write_or_check
 from .rows import ROWS, SECTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -71,16 +72,11 @@ def render(tests: dict[str, list[str]]) -> str:
 def main(arguments: list[str]) -> int:
     """Print and write the table, or check it; return the exit status."""
     tests = collect()
-    found = complaints(tests)
     page = render(tests)
-    if "--check" in arguments:
-        if not PAGE.exists() or PAGE.read_text("utf-8") != page:
-            found.append("docs/contract.md is stale: run python -m tests.contract.page")
-    else:
-        PAGE.write_text(page, "utf-8")
-        print(page)
-    print("\n".join(found) or f"{len(ROWS)} rows, {sum(map(len, tests.values()))} tests")
-    return 1 if found else 0
+    status = write_or_check(PAGE, page, complaints(tests), arguments)
+    print("" if "--check" in arguments else page)
+    print(f"{len(ROWS)} rows, {sum(map(len, tests.values()))} tests")
+    return status
 
 
 if __name__ == "__main__":

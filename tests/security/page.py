@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..tables import write_or_check
 from .rows import GROUPS, ROWS
 
 ROOT = Path(__file__).parents[2]
@@ -83,16 +84,9 @@ def render(tests: dict[str, list[str]]) -> str:
 def main(arguments: list[str]) -> int:
     """Write or check the page; return the exit status."""
     tests = collect()
-    found = complaints(tests)
-    page = render(tests)
-    if "--check" in arguments:
-        if not PAGE.exists() or PAGE.read_text("utf-8") != page:
-            found.append("docs/security/attacks.md is stale: run python -m tests.security.page")
-    else:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page, "utf-8")
-    print("\n".join(found) or f"{len(ROWS)} rows, {sum(map(len, tests.values()))} proofs")
-    return 1 if found else 0
+    status = write_or_check(PAGE, render(tests), complaints(tests), arguments)
+    print(f"{len(ROWS)} rows, {sum(map(len, tests.values()))} proofs")
+    return status
 
 
 if __name__ == "__main__":
