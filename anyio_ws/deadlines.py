@@ -17,6 +17,8 @@ import anyio
 from .from_thread import LoopThread
 from .poller import Poller, current_poller
 
+_FEW = 64  # deadlines that are not worth a sweep
+
 
 class Deadline:
     """A callback that is due at some time, until it is cancelled."""
@@ -42,17 +44,26 @@ class Deadlines:
         self.thread: LoopThread = LoopThread()
         self.poller: Poller = current_poller()
         self._heap: list[tuple[float, int, Deadline]] = []
+        self._sweep_at = _FEW
         self._order = itertools.count()
         self._earlier = anyio.Event()
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Deadline:
         """Have *callback* called in *seconds*, by the task that runs :meth:`run`."""
+        if len(self._heap) >= self._sweep_at:
+            self._sweep()
         deadline = Deadline(callback)
         when = self.poller.loop_time() + seconds
         if not self._heap or when < self._heap[0][0]:
             self._earlier.set()
         heapq.heappush(self._heap, (when, next(self._order), deadline))
         return deadline
+
+    def _sweep(self) -> None:
+        """Let go of what was cancelled: connections that come and go may leave more than there are."""
+        self._heap = [each for each in self._heap if each[2].callback is not None]
+        heapq.heapify(self._heap)
+        self._sweep_at = max(_FEW, 2 * len(self._heap))
 
     async def run(self) -> None:
         """Call what is due, until cancelled."""

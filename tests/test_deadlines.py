@@ -106,3 +106,20 @@ async def test_deadline_set_before_the_clock_runs_is_called() -> None:
     with anyio.move_on_after(3):
         await deadlines.run()
     assert calls == [1]
+
+
+@virtual
+@pytest.mark.attack("O10", "R14")
+async def test_deadlines_that_are_cancelled_take_no_memory() -> None:
+    """Of many that come and go only those that count are kept, and each is called at its time, in order."""
+    clock = Stopwatch()
+    calls: list[float] = []
+    async with running() as deadlines:
+        for number in range(10_000):
+            deadline = deadlines.call_later(20, lambda: calls.append(-1))
+            if number % 1_000 == 0:
+                deadlines.call_later(10 + number, lambda: calls.append(clock()))
+            deadline.cancel()
+        assert len(deadlines._heap) <= 128
+        await anyio.sleep(20_000)
+    assert calls == [10 + number for number in range(0, 10_000, 1_000)]
