@@ -29,6 +29,7 @@ import anyio
 from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from . import client as asynchronous
+from .buffers import BufferStatistics
 from .conn import ConnectionEnded, ConnectionShut
 from .events import CloseCode, Message, MessageType
 from .framing import Frame
@@ -247,6 +248,10 @@ class Client:
         """The round-trip time of the last answered ping in seconds, ``None`` before there was one."""
         return self._client.latency
 
+    def statistics(self) -> BufferStatistics:
+        """Return how the memory of messages that do not arrive whole is used."""
+        return self._client.statistics()
+
     # --- writing --------------------------------------------------------------------------------------
 
     def write(self, data: str, *, compress: bool = True) -> None:
@@ -255,9 +260,10 @@ class Client:
 
     write_text = write
 
-    def write_bin(self, data: Bytes, *, compress: bool = True) -> None:
+    def write_bin(self, data: Bytes, *, compress: bool = True, mask_in_place: bool = False) -> None:
         """Send a binary message."""
-        self._call(partial(self._client.write_bin, data, compress=compress))
+        options = {"compress": compress, "mask_in_place": mask_in_place}
+        self._call(partial(self._client.write_bin, data, **options))
 
     def send(self, item: str | bytes, *, compress: bool = True) -> None:
         """Send a message: text for ``str``, binary for a bytes-like object."""

@@ -109,6 +109,10 @@ def test_client_talks(connect: Connect, served: Served) -> None:
         assert client.read() == Message(MessageType.TEXT, "more")
         client.write_bin(bytearray(b"bytes"))
         assert client.receive() == b"bytes"
+        scrambled = bytearray(b"a message of some length")
+        client.write_bin(scrambled, mask_in_place=True)
+        assert client.receive() == b"a message of some length" != scrambled
+        assert client.statistics().small.in_use == 0
         client.send(b"sent")
         client.write_framed(frame_text("framed"))
         client.write_frame(Opcode.TEXT, b"frag", fin=False)

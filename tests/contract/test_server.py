@@ -13,9 +13,9 @@ import pytest
 import anyio_ws
 from anyio_ws import Config, Conn, ConnectionEnded, Server, serve, testing
 
-from ..support import listening, no_hang, take_log
+from ..support import TEXT, Stopwatch, listening, no_hang, settle, take_log, virtual
 from ..test_workers import Start, start  # noqa: F401 - a fixture
-from .things import Echo, Quiet
+from .things import Echo, Quiet, serving
 
 
 def test_s1_hooks_are_checked_once() -> None:
@@ -44,6 +44,21 @@ async def test_s2_listen_gives_addresses_and_closes_everything() -> None:
     assert server.addresses == []
     with pytest.raises(ConnectionRefusedError), socket.socket() as probe:
         probe.connect((host, port))
+
+
+async def test_s2_listening_sockets_are_taken_over() -> None:
+    """A socket that listens already is served from, and closed at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        server = Server(Echo)
+        async with no_hang(), anyio.create_task_group() as tasks:
+            addresses = await tasks.start(partial(server.listen, listeners=[listener]))
+            assert addresses == [address]
+            async with anyio_ws.connect(f"ws://{address[0]}:{address[1]}") as client:
+                await client.write("hello")
+                assert await client.receive() == "hello"
+            server.stop()
+        assert listener.fileno() == -1
 
 
 @pytest.mark.parametrize("app", [None, {"an": "app"}])
@@ -80,6 +95,31 @@ async def test_s4_stop_and_cancel_are_a_goodbye(how: str) -> None:
                     await client.receive()
     expected = (1001, "") if how == "cancel" else (1012, "restart")
     assert (caught.value.code, caught.value.reason) == expected
+
+
+@virtual
+async def test_s4_abort_cuts_at_once() -> None:
+    """After abort nobody has time: peers are cut, hooks cancelled, close is called all the same."""
+    events: list[str] = []
+
+    class Hangs(Echo):
+        async def client_message(self, data: object) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                events.append("cancelled")
+
+        def close(self) -> None:
+            events.append("closed")
+
+    async with serving(Hangs, config=Config(shutdown_timeout=3600, close_timeout=3600)) as served:
+        peer = await served.open()
+        await peer.send_frame(TEXT, b"x")
+        await settle()
+        with Stopwatch(0):
+            served.server.abort()
+            await served.server.wait_stopped()
+    assert events == ["cancelled", "closed"]
 
 
 def test_s5_run_serves_with_processes_until_a_signal(start: Start) -> None:  # noqa: F811 - the fixture
