@@ -420,22 +420,23 @@ class Client:
 
     def _call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine function in the event loop, and cancel it if this thread is interrupted."""
-        self._check()
-        call = _Call(function)
-        try:
-            self._portal.start_task_soon(call.run)
-        except RuntimeError:  # the portal has stopped, because another thread has just closed the client
-            self._check()
-            raise
-        except BaseException:
-            self._cancel(call)
-            raise
-        try:
-            return call.wait()
-        except BaseException:
-            if not call.outcome.done():
+        with self._check() as portal:  # a lease of its own: another thread may close the client
+            if portal is not self._portal:  # it has done so a moment ago
+                self._check()
+            call = _Call(function)
+            try:
+                self._portal.start_task_soon(call.run)
+            except RuntimeError:  # this is the event loop's own thread
+                raise
+            except BaseException:
                 self._cancel(call)
-            raise
+                raise
+            try:
+                return call.wait()
+            except BaseException:
+                if not call.outcome.done():
+                    self._cancel(call)
+                raise
 
     def _cancel(self, call: _Call[Any]) -> bool:
         """Cancel a call, and return whether it has begun, or never will.
