@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import anyio
@@ -61,13 +62,28 @@ async def test_sockets_that_are_stuck_are_cut_in_time(full_sweep: bool) -> None:
             for victim in waiting:
                 await anyio.wait_readable(victim)
             await settle()
-            start = anyio.current_time()
-            server.stop()
-            await server.wait_stopped()
-            assert anyio.current_time() - start <= 0.5 + 0.5
+            async with anyio.create_task_group() as tasks:
+                late: list[float] = [0.0]
+                tasks.start_soon(measure_lateness, late)
+                start, work = anyio.current_time(), time.process_time()
+                server.stop()
+                await server.wait_stopped()
+                work = time.process_time() - work
+                seconds = anyio.current_time() - start
+                tasks.cancel_scope.cancel()
+            assert work <= 0.5
+            assert seconds <= 0.5 + 0.5 + late[0]
         for victim in victims:
             victim.close()
     assert len(ends) == count * 4 // 5
+
+
+async def measure_lateness(late: list[float]) -> None:
+    """Add up by how much a busy machine has delayed this task."""
+    while True:
+        before = anyio.current_time()
+        await anyio.sleep(0.01)
+        late[0] += max(0.0, anyio.current_time() - before - 0.02)
 
 
 @pytest.mark.attack("O07", "S04")
