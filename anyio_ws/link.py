@@ -55,9 +55,11 @@ class Service:
         self.config = config
         self.make_session = make_session
         self.accepted = 0
-        self.request_buffers = BufferPool(config.handshake.count, config.handshake.max_size)
-        self.storage = build_storage(config)
-        self.scratch_buffers = BufferPool(config.thread_pool.count, config.thread_pool.buffer_size)
+        self.request_buffers: BufferPool = BufferPool(config.handshake.count, config.handshake.max_size)
+        self.storage: MessageStorage = build_storage(config)
+        self.scratch_buffers: BufferPool = BufferPool(
+            config.thread_pool.count, config.thread_pool.buffer_size
+        )
         self._http_handler = http_handler
         self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
 
