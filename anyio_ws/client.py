@@ -75,18 +75,15 @@ class Client(Conn):
         deadlines = Deadlines()
         scope = anyio.CancelScope()
 
-        async def run_deadlines() -> None:
-            try:
-                with scope:
-                    await deadlines.run()
-            finally:  # when the event loop ends, so does a connection that nobody has closed
-                client.abort()
+        async def keep_time() -> None:
+            with scope:
+                await client._keep_time()
 
         spawn, context = current_poller().spawn, _context(config)
         opened = await _open_stream(host, port, unix_path)
         transport = await _make_transport(opened, host, context, config, deadlines, spawn)
         client = cls._over(transport, deadlines, config)
-        spawn(run_deadlines)
+        spawn(keep_time)
         client._stop_deadlines = scope.cancel
         client._authority = build_authority(host, port, bool(config.tls))
         return client
@@ -185,6 +182,18 @@ class Client(Conn):
         without one the fresh memory that was taken, as ``fallback``.
         """
         return self._storage.statistics()
+
+    async def _keep_time(self) -> None:
+        """Run the clock. Without one nothing would bound the end, so the connection ends with it.
+
+        That is when the event loop ends, and cancels all tasks at once: nobody may have closed us yet.
+        """
+        try:
+            await self._deadlines.run()
+        finally:
+            if not self.is_gone:
+                self.go_away(CloseCode.GOING_AWAY, "")
+                self.abort()
 
     async def _leave_block(self, error: BaseException | None) -> None:
         """Close at the end of a ``connect()`` block, with the code that tells how it ended."""
@@ -287,7 +296,6 @@ async def connect(
         context = _context(config)
         tasks = await stack.enter_async_context(background())
         deadlines = Deadlines()
-        tasks.start_soon(deadlines.run)
         with anyio.fail_after(timeout):
             opened = await _open_stream(parts.host, parts.port, unix_path) if stream is None else stream
             transport = await _make_transport(
@@ -295,6 +303,7 @@ async def connect(
             )
             client = Client._over(transport, deadlines, config)
             client._authority = parts.authority
+            tasks.start_soon(client._keep_time)
             await client.handshake(
                 parts.target, timeout=timeout, headers=headers, subprotocols=subprotocols, origin=origin
             )

@@ -296,6 +296,8 @@ class _TrioPoller(_Corking):
         self._watch(fd, 1, None)
 
     def _watch(self, fd: int, which: int, callback: Callback | None) -> None:
+        if self._selector is None:  # Trio is ending: nobody would look at it any more
+            return
         callbacks = self._watched.get(fd)
         known = callbacks is not None
         if callbacks is None:
@@ -313,18 +315,27 @@ class _TrioPoller(_Corking):
             self._selector.register(fd, events, callbacks)
 
     async def _run(self, selector: Any, scope: Any) -> None:
-        with selector, scope:
-            while True:
-                await self._trio.wait_readable(selector.fileno())
-                for key, events in selector.select(0):
-                    callbacks: list[Callback | None] = key.data
-                    for which, event in enumerate((selectors.EVENT_READ, selectors.EVENT_WRITE)):
-                        callback = callbacks[which]  # it may have been taken back a moment ago
-                        if events & event and callback is not None:
-                            try:
-                                callback()
-                            except Exception:
-                                logger.exception("a socket's callback failed")
+        try:
+            with selector, scope:
+                while True:
+                    await self._trio.wait_readable(selector.fileno())
+                    self._call_all(selector.select(0))
+        finally:
+            if self._selector is selector:  # the next one may be there already
+                self._selector = None
+                self._watched.clear()
+
+    @staticmethod
+    def _call_all(ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, events in ready:
+            callbacks: list[Callback | None] = key.data
+            for which, event in enumerate((selectors.EVENT_READ, selectors.EVENT_WRITE)):
+                callback = callbacks[which]  # it may have been taken back a moment ago
+                if events & event and callback is not None:
+                    try:
+                        callback()
+                    except Exception:
+                        logger.exception("a socket's callback failed")
 
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
         self._trio.spawn_system_task(_as_coroutine, function, context=copy_context())

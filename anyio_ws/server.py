@@ -395,7 +395,7 @@ class _Listening:
         try:
             with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as self.tasks:
-                    self.tasks.start_soon(self.deadlines.run)
+                    self.tasks.start_soon(self._keep_time)
                     self.tasks.start_soon(self._hear_bell)
                     async with anyio.create_task_group() as accepting:
                         for listener in listeners:
@@ -417,6 +417,18 @@ class _Listening:
                 await listener.aclose()
             except Exception:
                 logger.exception("a listener cannot be closed")
+
+    async def _keep_time(self) -> None:
+        """Run the clock. Without one nothing would bound the ends of connections, so they end with it.
+
+        That is when the event loop ends, and cancels all tasks at once.
+        """
+        try:
+            await self.deadlines.run()
+        finally:
+            for link in self.links:
+                self.dismiss(link)
+                link.cut(self.service.config.close_timeout)
 
     async def _hear_bell(self) -> None:
         while True:
