@@ -108,7 +108,7 @@ def test_client_that_nobody_closed_says_goodbye_when_the_event_loop_ends(backend
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("name", ["block", "server"])
 def test_event_loop_that_cancels_all_tasks_does_not_wait_for_a_silent_peer(name: str, backend: str) -> None:
-    """asyncio cancels the clock as well as those whom it gives their time; each peer gets its 1001."""
+    """What cancels all tasks cancels the clock too, and those it gives time; each peer gets its 1001."""
     *closed, received = _run(name, backend)
     if name == "server":
         assert (closed, received) == (["closed"], "b'\\x88\\x02\\x03\\xe9'")
