@@ -610,6 +610,8 @@ class Conn(ObjectStream["str | bytes"]):
     def discard_messages(self) -> None:
         """Forget the messages that nobody will receive any more."""
         self._inbox.discard()
+        if self._protocol.state is State.CLOSE_SENT:  # the peer's Close may be behind what we had no room for
+            self._transport.resume()
 
     async def wait_gone(self) -> None:
         """Wait until the connection is gone and its transport closed."""

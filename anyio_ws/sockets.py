@@ -258,7 +258,7 @@ class SocketTransport:
         except _RETRY:
             sent = 0
         except OSError as exc:
-            self._break(exc)
+            self._break(without_frames(exc))
             return
         rest = b"".join((head[sent:], body[max(0, sent - len(head)) :]))
         if rest:

@@ -17,6 +17,7 @@ from anyio.streams.tls import TLSAttribute
 
 from .deadlines import Deadlines
 from .sockets import ConnectedSocket, SocketTransport
+from .transport import without_frames
 
 
 async def over_socket(
@@ -62,7 +63,16 @@ class TlsTransport(SocketTransport):
     :param write_timeout: seconds in which the peer must take 64 KiB of what waits
     """
 
-    __slots__ = ("_hands_shaken", "_incoming", "_outgoing", "_over", "_said_goodbye", "_tls")
+    __slots__ = (
+        "_hands_shaken",
+        "_incoming",
+        "_outgoing",
+        "_over",
+        "_owes_end",
+        "_said_goodbye",
+        "_tls",
+        "_told_end",
+    )
 
     def __init__(
         self,
@@ -82,6 +92,8 @@ class TlsTransport(SocketTransport):
         self._hands_shaken = False
         self._over = anyio.Event()  # the handshake, well or badly
         self._said_goodbye = False
+        self._owes_end = False  # the receiver was given data, and the end came right behind it
+        self._told_end = False
 
     async def handshake(self) -> None:
         """Do the TLS handshake; reading is paused again afterwards.
@@ -100,15 +112,18 @@ class TlsTransport(SocketTransport):
             raise
         if self._hands_shaken and not self.ended:
             return
-        error = self._error or ConnectionAbortedError("the connection was lost during the TLS handshake")
-        raise error
+        error, self._error = self._error, None
+        try:
+            raise error or ConnectionAbortedError("the connection was lost during the TLS handshake")
+        finally:
+            del error  # it refers to this frame
 
     # --- receiving --------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Read again, what was received before included."""
         super().resume()
-        if self._hands_shaken and (self._incoming.pending or self._tls.pending()):
+        if self._hands_shaken and (self._incoming.pending or self._tls.pending() or self._owes_end):
             self._poller.call_soon(self._pump)
 
     def _take(self, data: memoryview) -> None:
@@ -137,7 +152,7 @@ class TlsTransport(SocketTransport):
             self._send_sealed()
         except (ssl.SSLError, ssl.CertificateError) as exc:
             self._send_sealed()  # the alert that tells the peer why
-            self._close(exc)
+            self._close(without_frames(exc))
         else:
             self._hands_shaken = True
             self._send_sealed()
@@ -160,15 +175,17 @@ class TlsTransport(SocketTransport):
             ended = True
         except ssl.SSLError as exc:
             self._send_sealed()
-            self._close(exc)
+            self._close(without_frames(exc))
             return False
         self._send_sealed()  # an answer of TLS itself, to a key update for example
         assert self.receiver is not None
+        self._owes_end = ended and size > 0  # the receiver may first want to pause, or be another one then
         if size:
             self.receiver.data_received(buffer[:size])
-        if ended and not self.ended:
+        elif ended and not self._told_end:
+            self._told_end = True
             super()._take_eof()
-        return more and not ended
+        return more and (size > 0 or not ended)
 
     # --- sending ----------------------------------------------------------------------------------
 
@@ -182,7 +199,7 @@ class TlsTransport(SocketTransport):
             while rest:
                 rest = rest[self._tls.write(rest) :]
         except ssl.SSLError as exc:
-            self._close(exc)
+            self._close(without_frames(exc))
             return
         super()._send(self._outgoing.read())
 

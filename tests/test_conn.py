@@ -1267,6 +1267,19 @@ async def test_close_reads_on_although_the_inbox_was_full() -> None:
         assert link.conn.close_code == 1000
 
 
+async def test_close_after_send_eof_reads_on_although_the_inbox_was_full() -> None:
+    """Our Close may be out already, as when the server stops: who forgets messages makes room to read on."""
+    async with connection(most=42, inbox_size=100) as link:
+        await link.conn.send_eof()
+        for _ in range(10):
+            await link.peer.send_frame(BINARY, b"." * 36)
+        await link.peer.send_close(1000)
+        await settle()
+        assert not link.transport.reading
+        await link.conn.close()
+        assert link.conn.close_code == 1000
+
+
 async def test_send_eof_lets_the_peer_finish() -> None:
     """After ``send_eof`` nothing can be sent, and what the peer still sends is received."""
     async with connection() as link:
