@@ -320,7 +320,10 @@ class Inbox:
         """Finish what has begun in our place: a hook that went to sleep, or failed."""
         if self._error is not None:
             error, self._error = self._error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
         assert self._sleeping is not None
         (coroutine, waits_for), self._sleeping = self._sleeping, None
         if waits_for is _NOT_BEGUN:  # its reply leaves with those to the rest of its read

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from functools import partial
@@ -289,6 +291,39 @@ async def test_error_of_a_hook_comes_out_of_dispatch_all(direct: bool, sleeps: b
         await box.deliver("one", "two")
     assert seen == ["one"]
     assert (box.finished, box.inbox.is_taken, box.inbox.busy) == (0, False, False)
+
+
+@ways
+async def test_error_of_a_hook_goes_when_nobody_holds_it(direct: bool) -> None:
+    """It and its frames, the connection among them, are in no circle that waits for the garbage collector."""
+
+    class Failure(Exception):
+        pass
+
+    failures: list[weakref.ref[Failure]] = []
+
+    def fail(data: str) -> None:
+        failure = Failure()
+        failures.append(weakref.ref(failure))
+        try:
+            raise failure
+        finally:
+            del failure
+
+    async def dispatch() -> None:
+        with contextlib.suppress(Failure):
+            await box.dispatch(fail)
+
+    box = Box(direct=direct)
+    gc.disable()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dispatch)
+            await settle()
+            await box.deliver("one")
+        assert failures[0]() is None
+    finally:
+        gc.enable()
 
 
 @ways
