@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,7 +50,6 @@ class Client(Conn):
     """A connection whose role is client; everything that :class:`Conn` has, and a read loop."""
 
     _authority: str = ""
-    _stop_deadlines: Callable[[], object]
     _storage: MessageStorage
 
     @classmethod
@@ -73,18 +72,11 @@ class Client(Conn):
         """
         config = config or ClientConfig()
         deadlines = Deadlines()
-        scope = anyio.CancelScope()
-
-        async def keep_time() -> None:
-            with scope:
-                await client._keep_time()
-
         spawn, context = current_poller().spawn, _context(config)
         opened = await _open_stream(host, port, unix_path)
         transport = await _make_transport(opened, host, context, config, deadlines, spawn)
         client = cls._over(transport, deadlines, config)
-        spawn(keep_time)
-        client._stop_deadlines = scope.cancel
+        spawn(client._keep_time)
         client._authority = build_authority(host, port, bool(config.tls))
         return client
 
@@ -93,7 +85,6 @@ class Client(Conn):
         storage = MessageStorage(config.buffer_size, None, config.buffer_provider or BufferPool(0, 0))
         client = cls(Role.CLIENT, transport, deadlines, config, ConnectionBuffers(storage))
         client._storage = storage
-        client._stop_deadlines = lambda: None
         transport.start()
         return client
 
@@ -152,7 +143,7 @@ class Client(Conn):
                 await self._shake_hands(request, key, offered)
         except BaseException:
             self.abort()
-            self._stop_deadlines()
+            self._deadlines.stop()
             raise
 
     async def _shake_hands(self, request: bytes, key: str, offered: tuple[str, ...]) -> None:
@@ -209,7 +200,7 @@ class Client(Conn):
     def connection_lost(self, error: Exception | None) -> None:
         """Let everybody know that the connection is gone, and end the clock of a two-step client."""
         super().connection_lost(error)
-        self._stop_deadlines()
+        self._deadlines.stop()
 
     async def read_loop(self, handler: Any) -> None:
         """Give every message to a handler until the connection ends.

@@ -47,6 +47,7 @@ class Deadlines:
         self._sweep_at = _FEW
         self._order = itertools.count()
         self._earlier = anyio.Event()
+        self._stopped = False
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Deadline:
         """Have *callback* called in *seconds*, by the task that runs :meth:`run`."""
@@ -65,9 +66,18 @@ class Deadlines:
         heapq.heapify(self._heap)
         self._sweep_at = max(_FEW, 2 * len(self._heap))
 
+    def stop(self) -> None:
+        """Have :meth:`run` return; what is due later is forgotten.
+
+        To cancel it does the same, but on asyncio it leaves a cycle behind: AnyIO's task keeps the
+        exception, and the exception's traceback the task.
+        """
+        self._stopped = True
+        self._earlier.set()
+
     async def run(self) -> None:
-        """Call what is due, until cancelled."""
-        while True:
+        """Call what is due, until stopped or cancelled."""
+        while not self._stopped:
             self._earlier = anyio.Event()
             with anyio.CancelScope(deadline=self._heap[0][0] if self._heap else math.inf):
                 await self._earlier.wait()

@@ -123,3 +123,16 @@ async def test_deadlines_that_are_cancelled_take_no_memory() -> None:
         assert len(deadlines._heap) <= 128
         await anyio.sleep(20_000)
     assert calls == [10 + number for number in range(0, 10_000, 1_000)]
+
+
+async def test_deadlines_stop_ends_the_task() -> None:
+    """A stopped clock returns by itself, before it runs and while it does, and calls nothing more."""
+    deadlines = Deadlines()
+    called: list[int] = []
+    deadlines.call_later(1, lambda: called.append(1))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(deadlines.run)
+        await settle()
+        deadlines.stop()
+    await deadlines.run()
+    assert called == []
