@@ -397,12 +397,14 @@ class _Listening:
                 async with anyio.create_task_group() as self.tasks:
                     self.tasks.start_soon(self._keep_time)
                     self.tasks.start_soon(self._hear_bell)
-                    async with anyio.create_task_group() as accepting:
-                        for listener in listeners:
-                            accepting.start_soon(self._accept_all, listener)
-                        await self.stopping.wait()
-                        accepting.cancel_scope.cancel()
-                    await self._close(listeners)
+                    try:
+                        async with anyio.create_task_group() as accepting:
+                            for listener in listeners:
+                                accepting.start_soon(self._accept_all, listener)
+                            await self.stopping.wait()
+                            accepting.cancel_scope.cancel()
+                    finally:
+                        await self._close(listeners)
                     await self._wind_down()
                     self.tasks.cancel_scope.cancel()
         finally:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 _PROGRAM = """
 import asyncio, socket, sys
-import anyio
+import anyio, anyio.lowlevel
 from anyio_ws import Client, Config, Server, connect
 from tests.support import build_request
 
@@ -79,20 +80,27 @@ async def server(listener, sockets, keep):
     sockets[0].sendall(build_request())
     await receive_head(sockets[0])
 
+async def unix_server(listener, sockets, keep):
+    server = Server(Handler, Config(unix_path=sys.argv[3]))
+    keep.append(asyncio.create_task(server.listen()))
+    while not server.addresses:
+        await anyio.lowlevel.checkpoint()
+
 async def main(program):
     await program(listener, sockets, keep)
 
-name, backend = sys.argv[1:]
+name, backend = sys.argv[1:3]
 options = {"use_uvloop": True} if backend == "uvloop" else {}
 sockets, keep = [], []
 listener = socket.create_server(("127.0.0.1", 0))
 anyio.run(main, globals()[name], backend="asyncio" if options else backend, backend_options=options)
-show_end(sockets[0])
+if sockets:
+    show_end(sockets[0])
 """
 
 
-def _run(name: str, backend: str) -> list[str]:
-    command = [sys.executable, "-c", _PROGRAM, name, backend]
+def _run(name: str, backend: str, *arguments: str) -> list[str]:
+    command = [sys.executable, "-W", "error", "-c", _PROGRAM, name, backend, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
@@ -114,3 +122,11 @@ def test_event_loop_that_cancels_all_tasks_does_not_wait_for_a_silent_peer(name:
         assert (closed, received) == (["closed"], "b'\\x88\\x02\\x03\\xe9'")
     else:
         assert (closed, received[:10]) == ([], "b'\\x88\\x82")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_event_loop_that_cancels_all_tasks_leaves_no_listener(backend: str, tmp_path: Path) -> None:
+    """The listening socket is closed and its file removed, as when the server stops."""
+    path = tmp_path / "socket"
+    assert _run("unix_server", backend, str(path)) == []
+    assert not path.exists()
