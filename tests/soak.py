@@ -224,6 +224,7 @@ class Soak:
                 await self._talk(ledger, proxy, address, dice)
                 if ledger.server.code is not None:
                     self._settle(ledger)
+                    proxy.strike(Ending.RESET)  # what is stalled would wait for ever
 
     async def _talk(
         self, ledger: Ledger, proxy: ChaosProxy, address: tuple[str, int] | None, dice: random.Random
