@@ -387,7 +387,8 @@ class Inbox:
                 else:
                     waits_for = run(awaitable.send, value)
         except StopIteration:
-            return
+            if cancelled is not None and waits_for is _NOT_BEGUN:  # the hook did not wait, so it was not told
+                raise cancelled from None
 
 
 def _answer_nothing(message: Message) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -324,6 +324,24 @@ async def test_error_of_a_hook_goes_when_nobody_holds_it(direct: bool) -> None:
         assert failures[0]() is None
     finally:
         gc.enable()
+
+
+@on_asyncio
+async def test_cancellation_right_behind_a_message_is_not_lost_on_a_hook_that_does_not_wait() -> None:
+    """A task's own ``cancel()`` comes once: what the hook cannot be told ends the dispatching."""
+
+    class Ready:
+        def __await__(self) -> Iterator[None]:
+            seen.append("awaited")
+            return iter(())
+
+    seen: list[str] = []
+    box = Box()
+    task = asyncio.create_task(box.dispatch(lambda data: Ready()))
+    await settle()
+    await box.deliver("one", then=task.cancel)
+    await asyncio.wait([task], timeout=5)
+    assert (seen, task.cancelled()) == (["awaited"], True)
 
 
 @ways
