@@ -819,24 +819,31 @@ class Conn(ObjectStream["str | bytes"]):
     # --- keepalive --------------------------------------------------------------------------------
 
     def _send_keepalive(self) -> None:
-        """Send a Ping; something must be heard from the peer before ``ping_timeout`` is over."""
+        """Send a Ping; the peer must give a sign of life before ``ping_timeout`` is over."""
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
         if not self._protocol.can(Move.SEND) or interval is None:
             return
         self._keepalive_ping = os.urandom(4), self._clock()
         self._transport.write(self._protocol.send_ping(self._keepalive_ping[0]))
-        heard = self._reads + self._inbox.resumptions
-        self._checks.append(self._deadlines.call_later(timeout, partial(self._check_keepalive, heard)))
+        signs = self._signs_of_life()
+        self._checks.append(self._deadlines.call_later(timeout, partial(self._check_keepalive, signs)))
         self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
 
-    def _check_keepalive(self, heard: int) -> None:
+    def _signs_of_life(self) -> int:
+        """Count what tells that the peer lives: what was read, and what it took of a long message.
+
+        A Ping waits behind a long message. Who takes that slowly, and has nothing to say, is not silent.
+        """
+        return self._reads + self._inbox.resumptions + self._transport.taken
+
+    def _check_keepalive(self, signs: int) -> None:
         """Abort the connection of a silent peer.
 
         While reading is paused nothing can be heard, and that is our doing; and who has sent its Close
         sends no Pongs any more.
         """
         self._checks.pop(0)
-        is_silent = self._reads + self._inbox.resumptions == heard
+        is_silent = self._signs_of_life() == signs
         if is_silent and self._transport.reading and self._protocol.can(Move.RECEIVE):
             timeout = self._config.ping_timeout
             self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))

@@ -124,6 +124,7 @@ class SocketTransport:
         "full",
         "reading",
         "receiver",
+        "taken",
     )
 
     def __init__(
@@ -137,6 +138,7 @@ class SocketTransport:
         self.receiver: Receiver | None = None
         self.buffered: int = 0
         self.full: bool = False
+        self.taken: int = 0
         self.reading: bool = False
         self.ended: bool = False
         self._connected = connected
@@ -336,6 +338,7 @@ class SocketTransport:
             self._break(without_frames(exc))
             return
         self.buffered -= sent
+        self.taken += sent
         self._progress += sent
         if sent < len(self._rest):
             self._rest = memoryview(self._rest)[sent:]

@@ -45,6 +45,7 @@ class Transport(Protocol):
 
     :ivar receiver: who is called; may be exchanged at any time
     :ivar full: whether more than ``outbox_size`` bytes wait to be sent, so that writing should wait
+    :ivar taken: how many bytes the peer has taken of what had to wait: a sign that it lives
     :ivar reading: whether received bytes are wanted; see :meth:`pause` and :meth:`resume`
     :ivar ended: whether the transport has ended and what is below it is closed
     :ivar is_direct: whether the receiver is called by the event loop, in no task's name
@@ -52,6 +53,7 @@ class Transport(Protocol):
 
     receiver: Receiver | None
     full: bool
+    taken: int
     reading: bool
     ended: bool
     is_direct: bool
@@ -120,6 +122,7 @@ class StreamTransport:
         self.receiver: Receiver | None = None
         self.buffered: int = 0
         self.full: bool = False
+        self.taken: int = 0
         self.reading: bool = False
         self.ended: bool = False
         self._stream = stream
@@ -234,6 +237,7 @@ class StreamTransport:
                 with anyio.fail_after(self._write_timeout):
                     await self._stream.send(piece)
                 self.buffered -= len(piece)
+                self.taken += len(piece) if start else 0
                 if self.full and self.buffered <= self._outbox_size:
                     self.full = False
                     if self.receiver is not None:

@@ -1065,6 +1065,22 @@ async def test_keepalive_is_content_with_anything_that_is_heard(heard: str) -> N
 
 
 @virtual
+@both_roles
+@pytest.mark.attack("R09", "R15")
+async def test_keepalive_does_not_take_a_slow_reader_for_a_silent_peer(role: Role) -> None:
+    """A peer that takes a long message slowly, and says nothing meanwhile, is not cut off."""
+    async with connection(role, capacity=1_000, ping_interval=10, ping_timeout=5) as link:
+        data = bytes(1_000_000)
+        link.beside(link.conn.write_bin, data)
+        for _ in range(950):  # a thousand bytes at a time
+            link.peer.received += await link.wire.receive()
+            await anyio.sleep(0.04)
+        assert anyio.current_time() > 30
+        assert link.conn.state is State.OPEN
+        await link.peer.expect(BINARY, data)
+
+
+@virtual
 @pytest.mark.attack("R09")
 @pytest.mark.parametrize("busy", [14.0, 15.0, 16.0, 40.0])
 async def test_keepalive_does_not_take_our_own_slowness_for_a_silent_peer(busy: float) -> None:
