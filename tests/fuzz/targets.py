@@ -351,7 +351,8 @@ class _Script:
 
     def _write_frame(self) -> Any:
         first = self.source.byte()
-        payload = self.source.take(first >> 4)
+        # A raw fragment's UTF-8 is its writer's to answer for: a character may be cut in two.
+        payload = bytes(byte & 0x7F for byte in self.source.take(first >> 4))
         return self.conn.write_frame(first % 16, payload, fin=first < 200)
 
     def _receive(self) -> Any:
