@@ -16,6 +16,7 @@ import logging
 import selectors
 import sys
 import time
+import weakref
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -343,17 +344,18 @@ class _TrioPoller(_Corking):
 
 # --- the running one ------------------------------------------------------------------------------------
 
-_poller = RunVar[Poller]("anyio_ws.poller")
+# A poller refers to its event loop, which must not be kept alive by what it is looked up with.
+_poller = RunVar["weakref.ref[Poller]"]("anyio_ws.poller")
 
 
 def current_poller() -> Poller:
-    """Return the poller of the event loop that is running."""
-    try:
-        return _poller.get()
-    except LookupError:
-        poller: Poller = _TrioPoller() if _in_trio() else _AsyncioPoller()
-        _poller.set(poller)
-        return poller
+    """Return the poller of the event loop that is running; it lives as long as somebody uses it."""
+    known = _poller.get(None)
+    poller = known() if known is not None else None
+    if poller is None:
+        poller = _TrioPoller() if _in_trio() else _AsyncioPoller()
+        _poller.set(weakref.ref(poller))
+    return poller
 
 
 def _in_trio() -> bool:

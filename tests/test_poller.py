@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from anyio_ws.poller import current_poller
@@ -240,3 +243,20 @@ async def test_poller_is_one_for_each_event_loop() -> None:
     assert poller.steps is not is_trio()
     before = poller.time()
     assert before <= poller.time()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_poller_does_not_keep_its_event_loop_alive(backend: str) -> None:
+    """A program that runs many event loops, one after the other, holds none of them."""
+
+    async def use() -> weakref.ref[object]:
+        poller = current_poller()
+        assert current_poller() is poller
+        return weakref.ref(anyio.lowlevel.current_token().native_token)
+
+    def run() -> weakref.ref[object]:
+        return anyio.run(use, backend=backend)
+
+    tokens = [run() for _ in range(3)]
+    gc.collect()
+    assert [token() for token in tokens] == [None] * 3

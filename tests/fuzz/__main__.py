@@ -55,12 +55,14 @@ def main() -> int:
     parser.add_argument("--target", choices=NAMES, action="append", help="all of them when omitted")
     parser.add_argument("--seconds", type=int, help="how long in all")
     parser.add_argument("--runs", type=int, help="how often each target is called")
+    parser.add_argument("--seed", type=int, help="of the choices it makes; others each time when omitted")
     parser.add_argument("--keep", help="a folder for what it learns, for a longer run")
     args = parser.parse_args()
     names = args.target or NAMES
     seconds = 60 if args.seconds is None and args.runs is None else args.seconds
     limit = [f"-max_total_time={max(1, seconds // len(names))}"] if seconds else []
     limit += [f"-runs={args.runs}"] if args.runs else []
+    limit += [f"-seed={args.seed}"] if args.seed else []
     return max(run(name, limit, args.keep) for name in names)
 
 
