@@ -131,13 +131,19 @@ async def test_c6_frames_stay_whole() -> None:
                 done.append(text)
 
         received: list[str] = []
+
+        async def read_to_the_end() -> None:
+            while (text := (await link.peer.frame()).payload.decode()) != "end":
+                received.append(text)
+
+        link.tasks.start_soon(read_to_the_end)
         async with anyio.create_task_group() as tasks:
             for number in range(40):
                 tasks.start_soon(write, number, 0 if number % 4 == 3 else 100)
-            await settle()
-            while len(received) < 30 or len(received) < len(done):
-                received.append((await link.peer.frame()).payload.decode())
+        await link.conn.write("end")
+        await settle()
         assert received == done
+        assert len(done) >= 30
 
 
 async def test_c7_threads_write() -> None:
