@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from typing import Any
 
@@ -17,6 +18,11 @@ BACKENDS: list[Any] = [
 ]
 if importlib.util.find_spec("uvloop"):
     BACKENDS.insert(1, pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C heard, which is ignored in what a shell without job control starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
