@@ -2,7 +2,8 @@
 
 Run it with ``python -m conformance``; ``README.md`` explains the commands. It has two halves:
 
-* ``wstest`` and ``autobahn`` run the Autobahn Testsuite against both ends of anyio_ws.
+* ``wstest`` and ``autobahn`` run the Autobahn Testsuite against both ends of anyio_ws,
+* the other modules are a suite of our own, for any server and any client: ``cases`` has what it demands.
 
 Nobody imports anyio_ws here but ``echo``, the ends that are examined: a judge that shares code with the
 judged finds no fault.

@@ -83,6 +83,11 @@ def _add_check(command: argparse.ArgumentParser) -> None:
         help="how long its opening handshake may take; cases about that are left out without",
     )
     command.add_argument(
+        "--faults",
+        action="store_true",
+        help="its own code errs when a query asks for that, see README.md; else those cases are left out",
+    )
+    command.add_argument(
         "--concurrency", type=int, default=24, help="cases at one time (default: %(default)s)"
     )
     command.set_defaults(run=_run_check)
@@ -139,6 +144,7 @@ def _run_check(options: argparse.Namespace) -> int:
         echoes=not options.no_echo,
         limit=options.limit,
         handshake_timeout=options.handshake_timeout,
+        faults=options.faults,
         timeout=options.timeout,
         concurrency=options.concurrency,
     )
@@ -176,6 +182,7 @@ async def _serve(options: argparse.Namespace, cases: list[Case]) -> report.Resul
         print("ws://{}:{}".format(*sock.getsockname()), flush=True)
         serving = asyncio.create_task(examiner.serve(sock))
         await examiner.finished.wait()
+        await examiner.settle()
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
     return examiner.results

@@ -17,6 +17,8 @@ from enum import IntEnum
 
 from .wire import BINARY, CLOSE, KEY, TEXT, Frame, close_payload
 
+DETAIL = "conformance-detail"  # what the code of an examined server says when it errs, and nobody may hear
+
 
 class Grade(IntEnum):
     """How well an end did; the larger the worse."""
@@ -31,9 +33,13 @@ class Grade(IntEnum):
 
 @dataclass(frozen=True)
 class Send:
-    """Send frames, or bytes as they are, together."""
+    """Send frames, or bytes as they are, together.
+
+    :ivar times: how often all of them are sent, one after the other
+    """
 
     items: tuple[Frame | bytes, ...]
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Pong:
-    """A Pong with this payload must come, sooner or later."""
+    """A Pong with this payload must come, sooner or later.
+
+    :ivar missing: the grade when the connection ends without it
+    """
 
     data: bytes
+    missing: Grade = Grade.FAIL
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class Answer:
     :ivar opened: the grade of a 101
     :ivar refused: the grade of another status
     :ivar silent: the grade of no answer while the connection stays open
+    :ivar hidden: a text that must be nowhere in the answer, its body included
     :ivar statuses: the statuses that fit a refusal; others are WEAK
     :ivar headers: headers the answer must have, each with a text that must be in its value
     :ivar extension: whether the 101 must (``True``) or must not (``False``) accept permessage-deflate
@@ -119,6 +130,7 @@ class Answer:
     params: tuple[str, ...] = ()
     subprotocols: tuple[str, ...] = ("",)
     silent: Grade = Grade.FAIL
+    hidden: str = ""
 
 
 def accept(**details: object) -> Answer:
@@ -217,7 +229,8 @@ class Case:
     :ivar deflate: the connection must have permessage-deflate, negotiated with this offer
     :ivar needs: what the examined end must have: ``"echo"``, ``"limit"``, ``"timeout"``, ``"deflate"``,
         ``"subprotocol"``, ``"context"`` (it keeps one from message to message),
-        ``"client_max_window_bits"`` (it offers that)
+        ``"client_max_window_bits"`` (it offers that), ``"faults"`` (its own code errs when it is told to,
+        which no server does that was not written for this suite)
     :ivar ends: which ends it is for
     """
 
@@ -269,9 +282,9 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 # --- words to write tables with -----------------------------------------------------------------------
 
 
-def send(*items: Frame | bytes) -> Send:
-    """Send these together."""
-    return Send(items)
+def send(*items: Frame | bytes, times: int = 1) -> Send:
+    """Send these together, all of them so often."""
+    return Send(items, times)
 
 
 def end(*codes: int | None, bare: Grade = Grade.WEAK, accepted: Grade = Grade.FAIL) -> End:

@@ -26,6 +26,7 @@ class Target:
     :ivar echoes: it sends messages back
     :ivar limit: bytes of the longest message it takes, 0 when that is not known
     :ivar handshake_timeout: seconds an opening handshake may take, 0 when that is not known
+    :ivar faults: its code errs during an opening handshake whose query asks for that
     :ivar timeout: seconds to wait for what must come
     :ivar concurrency: how many cases may run at once
     """
@@ -36,6 +37,7 @@ class Target:
     echoes: bool = True
     limit: int = 65_536
     handshake_timeout: float = 0
+    faults: bool = False
     timeout: float = 2.0
     concurrency: int = 24
 
@@ -90,6 +92,8 @@ def _possible(target: Target, case: Case, has_deflate: bool) -> bool:
         lacking.add("limit")
     if not target.handshake_timeout:
         lacking.add("timeout")
+    if not target.faults:
+        lacking.add("faults")
     return not case.needs & lacking
 
 
@@ -147,6 +151,8 @@ async def _play(
             cut=cut if on_request else None,
             hangs_up=case.hangs_up,
         )
+        if case.answer.hidden and head is not None and head.status != 101:
+            head = await http.receive_rest(line, head, target.timeout)
         answer = replace(case.answer, extension=True) if case.deflate else case.answer
         codec = http.judge(head, sent, answer)
         assert head is not None

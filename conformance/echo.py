@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -22,12 +23,15 @@ from anyio_ws import (
     Client,
     Config,
     ConnectionClosed,
+    Handshake,
     HandshakeConfig,
     HandshakeError,
     Server,
     connect,
     framing,
 )
+
+from .case import DETAIL
 
 BACKENDS = ("asyncio", "uvloop", "trio")
 SUBPROTOCOLS = ("conformance-a", "conformance-b")
@@ -45,14 +49,37 @@ class Echo:
         await self._conn.send(data)
 
 
-async def serve_echo(limit: int, handshake_timeout: float) -> None:
+class FaultyEcho(Echo):
+    """Sends every message back, and errs during the opening handshake if the query says how."""
+
+    @classmethod
+    async def init(cls, handshake: Handshake, conn: Any) -> FaultyEcho:
+        """Do what ``?fault=`` asks for; see :mod:`conformance.cases.faults`."""
+        fault = handshake.query.get("fault")
+        if fault == "error":
+            raise RuntimeError(DETAIL)
+        if fault == "header":
+            handshake.response_headers["X-Fault"] = f"value\r\nX-Injected: {DETAIL}"
+        elif fault == "accept":
+            handshake.response_headers["Sec-WebSocket-Accept"] = DETAIL
+        elif fault == "never":
+            await anyio.sleep_forever()
+        return cls(conn)
+
+
+async def serve_echo(limit: int, handshake_timeout: float, *, faults: bool = False) -> None:
     """Serve until standard input ends.
 
     :param limit: bytes of the longest message
     :param handshake_timeout: seconds that an opening handshake may take
+    :param faults: err during an opening handshake whose query asks for that, and log nothing
     """
+    if faults:
+        logging.disable()
     handshake = HandshakeConfig(timeout=handshake_timeout)
-    server = Server(Echo, Config(port=0, max_message_size=limit, handshake=handshake))
+    server = Server(
+        FaultyEcho if faults else Echo, Config(port=0, max_message_size=limit, handshake=handshake)
+    )
     async with anyio.create_task_group() as tasks:
         ((host, port),) = await tasks.start(server.listen)
         print(f"ws://{host}:{port}", flush=True)
@@ -106,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     server = ends.add_parser("server")
     server.add_argument("--limit", type=int, default=DEFAULT_LIMIT)
     server.add_argument("--handshake-timeout", type=float, default=HandshakeConfig().timeout)
+    server.add_argument("--faults", action="store_true")
     client = ends.add_parser("client")
     client.add_argument("--agent", default="anyio_ws")
     client.add_argument("--timeout", type=float, default=10.0)
@@ -115,7 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print("framing", framing.BUILD, flush=True)
     if options.end == "server":
-        _run(options.backend, lambda: serve_echo(options.limit, options.handshake_timeout))
+        how = {"faults": options.faults}
+        _run(options.backend, lambda: serve_echo(options.limit, options.handshake_timeout, **how))
     else:
         cases = [(int(number), int(limit)) for number, limit in (each.split(":") for each in options.cases)]
         how = {"timeout": options.timeout, "concurrency": options.concurrency}

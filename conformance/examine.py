@@ -22,13 +22,20 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def examine_server(
-    start: Start, cases: Sequence[Case], *, limit: int, handshake_timeout: float = 0, timeout: float = 2.0
+    start: Start,
+    cases: Sequence[Case],
+    *,
+    limit: int,
+    handshake_timeout: float = 0,
+    faults: bool = False,
+    timeout: float = 2.0,
 ) -> Results:
     """Start a server and run cases against it.
 
     :param start: starts it; it prints its URL on a line of its own
     :param limit: bytes of the longest message it takes
     :param handshake_timeout: seconds that it gives an opening handshake, 0 when that is not known
+    :param faults: its code errs during an opening handshake whose query asks for that
     :param timeout: seconds to wait for what must come
     :raises Stalled: when it does not start
     """
@@ -36,7 +43,13 @@ def examine_server(
         url = next((line for line in lines_of(process) if line.startswith("ws://")), "")
         if not url:
             raise Stalled("the examined server did not start")
-        target = replace(parse_target(url), limit=limit, handshake_timeout=handshake_timeout, timeout=timeout)
+        target = replace(
+            parse_target(url),
+            limit=limit,
+            handshake_timeout=handshake_timeout,
+            faults=faults,
+            timeout=timeout,
+        )
         return asyncio.run(check(target, cases))
 
 
@@ -70,6 +83,7 @@ async def _examine_client(
             assert process.stdout is not None
             ending = asyncio.get_running_loop().run_in_executor(None, process.stdout.read)
             await asyncio.wait({ending}, timeout=_LONGEST)
+            await examiner.settle()
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
     return examiner.results

@@ -111,6 +111,15 @@ async def receive(line: Line) -> Head:
     return NOTHING
 
 
+async def receive_rest(line: Line, head: Head, timeout: float) -> Head:
+    """Read on to the end of the stream, or until nothing more comes: what follows a refusal is its body."""
+    data = head.rest
+    with contextlib.suppress(OSError, TimeoutError, asyncio.TimeoutError):
+        while len(data) < _MOST and (more := await asyncio.wait_for(line.receive(), timeout)):
+            data += more
+    return head._replace(rest=data)
+
+
 # --- judging ------------------------------------------------------------------------------------------
 
 
@@ -122,6 +131,8 @@ def judge(head: Head | None, request: bytes, answer: Answer) -> Codec | None:
     """
     if head is None:
         raise Judged(answer.silent, "there was no answer, and the connection did not end")
+    if answer.hidden and answer.hidden in f"{head.line}{head.fields}{head.rest.decode('latin-1')}":
+        raise Judged(Grade.FAIL, f"the answer tells {answer.hidden!r}, which is the server's own affair")
     if head.status != 101:
         _judge_refusal(head, answer)
     if answer.opened is not Grade.PASS:

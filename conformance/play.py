@@ -113,6 +113,8 @@ class Player:
         if self._sending is not None and not self._sending.done():
             await asyncio.wait({self._sending}, timeout=self._timeout)
         self._close_sent = self._close_sent or is_close
+        if self._ended:
+            return
         self._sending = asyncio.create_task(self._write(data))
         await asyncio.wait({self._sending}, timeout=0.01)
 
@@ -149,8 +151,7 @@ class Player:
         elif isinstance(step, Message):
             await self._message(step)
         elif isinstance(step, Pong):
-            if not await self._until(lambda: step.data in self.receiver.pongs):
-                raise Judged(Grade.FAIL, f"no Pong came: {self._state()}")
+            await self._pong(step)
         elif isinstance(step, Early):
             await self._early(step)
         elif isinstance(step, End):
@@ -167,7 +168,7 @@ class Player:
     def _encode(self, step: Send) -> bytes:
         return b"".join(
             item if isinstance(item, bytes) else b"".join(self._deflate(item).encode(self._is_client))
-            for item in step.items
+            for item in step.items * step.times
         )
 
     def _deflate(self, frame: Frame) -> Frame:
@@ -176,6 +177,14 @@ class Player:
         assert self.receiver.codec is not None
         payload = self.receiver.codec.compress(frame.payload, fin=frame.fin)
         return Frame(frame.opcode, payload, fin=frame.fin, rsv=4 if frame.opcode else 0)
+
+    async def _pong(self, step: Pong) -> None:
+        if await self._until(lambda: step.data in self.receiver.pongs):
+            return
+        detail = f"no Pong came: {self._state()}"
+        if step.missing is Grade.FAIL or not (self.receiver.closes or self._ended):
+            raise Judged(Grade.FAIL, detail)
+        self._lower(step.missing, detail)
 
     async def _message(self, step: Message) -> None:
         await self._until(lambda: self.receiver.messages or self.receiver.closes)

@@ -40,6 +40,7 @@ class Entry(NamedTuple):
     :ivar server: starts its server
     :ivar client: starts its client, given the URL, the number of cases, and how many at one time
     :ivar handshake_timeout: seconds that its server gives an opening handshake, 0 when that is not known
+    :ivar faults: its server has code that errs when it is told to
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry(NamedTuple):
     server: Start
     client: Start
     handshake_timeout: float = 0
+    faults: bool = False
 
 
 def our_entries(framings: Sequence[str]) -> list[Entry]:
@@ -69,9 +71,10 @@ def _our_entry(backend: str, framing: str) -> Entry:
         f"anyio_ws-{backend}-{framing}",
         f"anyio_ws ({backend}, {framing})",
         versions,
-        partial(server.start, "--handshake-timeout", str(HANDSHAKE_TIMEOUT)),
+        partial(server.start, "--faults", "--handshake-timeout", str(HANDSHAKE_TIMEOUT)),
         start_client,
         HANDSHAKE_TIMEOUT,
+        faults=True,
     )
 
 
@@ -132,7 +135,13 @@ def main(names: Sequence[str], framings: Sequence[str]) -> int:
 
 
 def _examine_server(entry: Entry, cases: Any) -> report.Results:
-    return examine_server(entry.server, cases, limit=DEFAULT_LIMIT, handshake_timeout=entry.handshake_timeout)
+    return examine_server(
+        entry.server,
+        cases,
+        limit=DEFAULT_LIMIT,
+        handshake_timeout=entry.handshake_timeout,
+        faults=entry.faults,
+    )
 
 
 def _examine_client(entry: Entry, cases: Any) -> report.Results:

@@ -56,6 +56,7 @@ class Examiner:
         self._keys: set[str] = set()
         self._masks: set[bytes] = set()
         self._repeated = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self.finished = asyncio.Event()
 
     @property
@@ -72,17 +73,22 @@ class Examiner:
         """Accept connections on a listening socket until cancelled."""
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
-        tasks: set[asyncio.Task[None]] = set()
         try:
             while True:
                 accepted, _ = await loop.sock_accept(sock)
                 task = asyncio.create_task(self._serve_one(Line(accepted)))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         finally:
+            tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Wait until the cases that run have their verdicts; to be called when the client is through."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._patience + _MARGIN)
 
     async def _serve_one(self, line: Line) -> None:
         with contextlib.closing(line), contextlib.suppress(TimeoutError, asyncio.TimeoutError):
@@ -155,7 +161,7 @@ class Examiner:
             if name == PLAIN and params is not None
         ]
         protocols = ", ".join(request.values("sec-websocket-protocol")).split(", ")
-        lacking = {"timeout"} | ({"limit"} if not self._limit else set())
+        lacking = {"timeout", "faults"} | ({"limit"} if not self._limit else set())
         lacking |= (set() if offers else {"deflate"}) | (set() if protocols[0] else {"subprotocol"})
         if not any("client_max_window_bits" in offer for offer in offers):
             lacking.add("client_max_window_bits")

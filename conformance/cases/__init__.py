@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..case import Case
-from . import client, close, deflate, frames, handshake, limits, utf8
+from . import client, close, collisions, deflate, faults, frames, handshake, limits, utf8
 
 
 def all_cases(*, limit: int = 65_536, exhaustive: bool = False) -> list[Case]:
@@ -26,9 +26,11 @@ def all_cases(*, limit: int = 65_536, exhaustive: bool = False) -> list[Case]:
 
 def _generate(limit: int, exhaustive: bool) -> Iterator[Case]:
     yield from handshake.cases()
+    yield from faults.cases()
     yield from client.cases()
     yield from frames.cases()
     yield from utf8.cases()
     yield from close.cases(exhaustive=exhaustive)
     yield from deflate.cases(limit)
+    yield from collisions.cases()
     yield from limits.cases(limit)

@@ -42,6 +42,7 @@ def cases() -> Iterator[Case]:
     yield from _length_forms()
     yield from _fragments()
     yield from _bad_fragments()
+    yield from _floods()
     yield from _control()
     yield from _bad_control()
 
@@ -187,6 +188,7 @@ def _fragments() -> Iterator[Case]:
         "growing": (b"a" * 125, b"b" * 126, b"c" * 4_000),
         "shrinking": (b"a" * 4_000, b"b" * 126, b"c" * 125, b"d"),
         "two-hundred": tuple(b"0123456789" for _ in range(200)),
+        "thousand-of-one-byte": (b"x",) * 1_000,
     }
     for name, parts in shapes.items():
         for opcode in (TEXT, BINARY):
@@ -197,7 +199,7 @@ def _fragments() -> Iterator[Case]:
                 yield Case(
                     f"fragments/{name}-{_NAMES[opcode]}{suffix}",
                     fact,
-                    "RFC 6455 §5.4",
+                    "RFC 6455 §5.4; F20" if len(parts) == 1_000 else "RFC 6455 §5.4",
                     steps,
                     needs=_ECHO,
                     cuts=cuts,
@@ -278,6 +280,34 @@ def _bad_fragments() -> Iterator[Case]:
     fact = "The first byte of a new message inside a fragmented one fails the connection."
     steps = (send(_START), early(text("x"), 1002, header=1))
     yield Case("fragments/intruder-early", fact, "RFC 6455 §5.4; F11", steps)
+
+
+def _floods() -> Iterator[Case]:
+    """Yield the cases of control frames in great numbers between the fragments of a text.
+
+    The fragments cut its characters, so that an end that begins anew at each control frame, or counts them as
+    fragments, does not get through. Each of the parts has its own time, so that one whose work for a frame
+    grows with the frames before runs out of it.
+    """
+    data = "\u20ac".encode() * 32
+    pieces = [Frame(CONTINUATION, data[i : i + 32], fin=False) for i in (0, 32, 64)]
+    source = "RFC 6455 §5.4, §5.5.2; F16"
+    for name, control in {
+        "pings": Frame(PING, b"p"),
+        "long-pings": Frame(PING, b"p" * 125),
+        "pongs": Frame(PONG, b"nobody asked"),
+    }.items():
+        part = send(*(frame for piece in pieces for frame in (piece, *[control] * 16)), times=128)
+        steps: list[Step] = [send(text("", fin=False))]
+        for last in (b"first", b"second", b"third", b"fourth"):
+            steps += [part, send(Frame(PING, last)), Pong(last)]
+        fact = f"24576 {name} between the fragments of a text leave it whole, and are dealt with in time."
+        whole = send(Frame(CONTINUATION)), Message(TEXT, data * 512)
+        yield Case(f"fragments/flood-of-{name}", fact, source, (*steps, *whole), needs=_ECHO)
+        if name == "pings":
+            fact = f"24576 {name} between the fragments of a text do not hide that it ends in a character."
+            cut_off = send(Frame(CONTINUATION, data[:2])), end(1007)
+            yield Case(f"fragments/flood-of-{name}-cut-off", fact, source, (*steps, *cut_off))
 
 
 # --- control frames: §5.5 -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..case import Case, Grade, Message, Step, early, echoed, end, send, text
+from ..case import Case, Grade, Message, Pong, Step, early, echoed, end, send, text
 from ..wire import BINARY, CONTINUATION, PING, TEXT, Frame
 from .frames import split
 
@@ -59,9 +59,30 @@ def cases(limit: int) -> Iterator[Case]:
         empty = [Frame(CONTINUATION, fin=False) for _ in range(20_000)]
         steps = (send(Frame(opcode, b"x", fin=False), *empty), end(1008, 1009, 1002))
         yield Case(f"policy/empty-fragments-{name}", fact, "F19", steps)
+        fact = "Fragments of one byte are not accepted without end, though their message is still short."
+        one = Frame(CONTINUATION, b"x", fin=False)
+        steps = (send(Frame(opcode, b"x", fin=False)), send(one, times=20_000), end(1008, 1009))
+        yield Case(f"policy/one-byte-fragments-{name}", fact, "F20", steps)
+        yield _dripped(opcode, name, limit)
     fact = "The limit is one of each message, not of all."
     steps = echoed(text(b"x" * limit)) * 3
     yield Case("limits/three-at-limit", fact, source, steps, needs=_ECHO)
+
+
+def _dripped(opcode: int, name: str, limit: int) -> Case:
+    """Return the case of fragments of one byte beyond the limit; Pings tell how far an end has come."""
+    one = Frame(CONTINUATION, b"x", fin=False)
+    steps: list[Step] = [send(Frame(opcode, b"x", fin=False))]
+    for start in range(0, limit, 4_096):
+        ping = Frame(PING, str(start).encode())
+        steps += [send(one, times=min(4_096, limit - start)), send(ping), Pong(ping.payload, Grade.PASS)]
+    return Case(
+        f"limits/{name}-over-by-single-bytes",
+        "Fragments of one byte that never end fail the connection at the limit, or before.",
+        "RFC 6455 §5.4, §10.4; F20",
+        (*steps, end(1008, 1009)),
+        needs=_LIMIT,
+    )
 
 
 def _huge(opcode: int, name: str) -> Iterator[Case]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,21 +15,28 @@ import pytest
 from conformance import http
 from conformance.__main__ import main
 from conformance.case import (
+    DETAIL,
     Answer,
     Case,
     Grade,
     Judged,
+    Message,
+    Pong,
     Verdict,
     close,
     early,
     echoed,
     end,
+    exactly,
     refuse,
     request,
     send,
     text,
 )
+from conformance.cases import faults
+from conformance.cases.collisions import colliding
 from conformance.check import Results, Target, check, run_case
+from conformance.serve import Examiner
 from conformance.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Codec, Frame, Receiver, accept_of
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -187,13 +196,13 @@ Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def erring(behave: Behave) -> AsyncIterator[Target]:
-    """Serve connections whose opening handshake is right, and that then do as they like."""
+async def erring(behave: Behave, answer: Sequence[str] = (*GOOD, "", "")) -> AsyncIterator[Target]:
+    """Answer the opening handshake, rightly unless told otherwise, then let the connection do as it likes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
             await reader.readuntil(b"\r\n\r\n")
-            writer.write("\r\n".join([*GOOD, "", ""]).encode())
+            writer.write("\r\n".join(answer).encode())
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await behave(reader, writer)
 
@@ -226,7 +235,8 @@ def sends(*frames: Frame) -> Behave:
 
 VIOLATION = (send(Frame(3)), end(1002))
 ECHO = echoed(text("hello"))
-PINGED = (send(Frame(PING, b"p")), end(1000))
+PINGED = (send(Frame(PING, b"p")), Pong(b"p", missing=Grade.PASS), end(1000))
+SIX = (send(text("x"), times=6), *(Message(TEXT, b"x"),) * 6)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +255,12 @@ PINGED = (send(Frame(PING, b"p")), end(1000))
         (sends(text("hello"), close(1000)), ECHO, Grade.PASS),
         (sends(close(1002)), (early(Frame(3), 1002, header=1),), Grade.PASS),
         (hang, (early(Frame(3), 1002, header=1),), Grade.FAIL),
+        (hang, PINGED, Grade.FAIL),
+        (sends(close(1000)), PINGED, Grade.PASS),
+        (sends(Frame(PONG, b"p"), close(1000)), PINGED, Grade.PASS),
+        (sends(close(1000)), (send(Frame(PING, b"p")), Pong(b"p"), end(1000)), Grade.FAIL),
+        (sends(*[text("x")] * 6, close(1000)), SIX, Grade.PASS),
+        (sends(*[text("x")] * 5, close(1000)), SIX, Grade.FAIL),
     ],
 )
 def test_errors_are_found(behave: Behave, steps: tuple[object, ...], expected: Grade) -> None:
@@ -257,6 +273,77 @@ def test_errors_are_found(behave: Behave, steps: tuple[object, ...], expected: G
     verdict = asyncio.run(judge())
     assert verdict is not None
     assert verdict.grade is expected, verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (["HTTP/1.1 500 X", "", "sorry"], Grade.PASS),
+        (["HTTP/1.1 500 X", "", f"sorry: {DETAIL}"], Grade.FAIL),
+        (["HTTP/1.1 500 X", f"X-Error: {DETAIL}", "", ""], Grade.FAIL),
+        ([f"HTTP/1.1 500 {DETAIL}", "", ""], Grade.FAIL),
+        (["HTTP/1.1 404 X", "", ""], Grade.WEAK),
+        ([*GOOD, "", ""], Grade.FAIL),
+    ],
+)
+def test_what_an_answer_must_not_tell_is_found(answer: list[str], expected: Grade) -> None:
+    """The text is looked for in the whole answer, its body included."""
+
+    async def finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(body.encode())
+
+    async def judge() -> Verdict | None:
+        async with erring(finish, [*head, ""]) as target:
+            case = Case("policy/x", "A fact.", "H24", answer=replace(exactly(500), hidden=DETAIL))
+            return await run_case(target, case)
+
+    *head, body = answer
+    verdict = asyncio.run(judge())
+    assert verdict is not None
+    assert verdict.grade is expected, verdict.detail
+
+
+def test_only_a_server_that_errs_on_request_is_asked_to() -> None:
+    """Cases about the server's own code are not run on one that is not said to err when it is told to."""
+
+    async def examine(told: bool) -> Results:
+        async with erring(sends(close(1000))) as target:
+            cases = [case for case in faults.cases() if "timeout" not in case.needs]
+            return await check(replace(target, echoes=False, faults=told), cases)
+
+    assert set(asyncio.run(examine(False)).values()) == {None}
+    assert set(asyncio.run(examine(True)).values()) == {Verdict(Grade.FAIL, "the request was accepted")}
+
+
+def test_names_collide() -> None:
+    """The names differ, in lower case too, are tokens, and have one hash."""
+    for factor, count in ((31, 1_000), (33, 1_000)):
+        names = [*colliding(factor, count)]
+        assert len({name.lower() for name in names}) == count
+        assert all(re.fullmatch(r"[a-z!~_]+", name) for name in names)
+        hashes = {functools.reduce(lambda h, c: h * factor + ord(c), name, 0) for name in names}
+        assert len(hashes) == 1
+
+
+def test_client_that_is_through_has_its_last_verdict() -> None:
+    """A client may leave at once: the cases that run are judged before the results are taken."""
+
+    async def examine() -> Results:
+        examiner = Examiner([Case("close/x", "A fact.", "RFC", ECHO)], timeout=5)
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            serving = asyncio.create_task(examiner.serve(sock))
+            reader, writer = await asyncio.open_connection(*sock.getsockname())
+            writer.write(http.fill(request("GET /runCase?case=1 HTTP/1.1"), "a", 80, "/"))
+            await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            await examiner.settle()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        return examiner.results
+
+    verdict = asyncio.run(examine())["close/x"]
+    assert verdict is not None
+    assert verdict.grade is Grade.FAIL
 
 
 def test_server_that_cannot_be_examined_is_told_so() -> None:
