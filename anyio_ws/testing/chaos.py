@@ -278,7 +278,8 @@ class _Lane:
 
     async def _write(self, receive: MemoryObjectReceiveStream[tuple[float, bytes]]) -> None:
         async for due, data in receive:
-            await anyio.sleep_until(due)
+            if due > anyio.current_time():
+                await anyio.sleep_until(due)
             if data:
                 await self._deliver(data)
             elif self._ending in (Ending.TRUNCATE, Ending.RESET):
