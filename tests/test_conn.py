@@ -1580,6 +1580,31 @@ async def test_close_of_the_peer_goes_no_further_when_it_does_not_read() -> None
         assert link.conn.close_code == 1000
 
 
+@virtual
+async def test_messages_before_a_close_reach_a_hook_whose_writes_were_given_up() -> None:
+    """A hook stuck in a write when the peer's Close is answered may go on: nothing before it is lost."""
+    async with connection(capacity=50, outbox_size=50, close_timeout=4) as link:
+        received, failed = [], []
+
+        async def hook(message: Message) -> None:
+            received.append(message.data)
+            try:
+                await link.conn.write("an answer that the peer does not read")
+            except ConnectionBroken as exc:
+                failed.append(exc.code)
+
+        link.beside(link.conn.dispatch_all, hook)
+        messages = [f"message {number}" for number in range(20)]
+        for message in messages:
+            await link.peer.send_frame(TEXT, message.encode())
+        await link.peer.send_close(1000)
+        await link.conn.wait_gone()
+        await settle()
+        assert received == messages
+        assert len(failed) > 10
+        assert set(failed) == {1000}
+
+
 @pytest.mark.attack("T10", "T11")
 @both_roles
 async def test_close_inside_a_hook_is_the_answer_to_a_close_that_waits(role: Role) -> None:
