@@ -31,17 +31,15 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError
-from functools import partial
 from importlib import resources
 from urllib.parse import urlencode
 
 import anyio
-import anyio.from_thread
 
 from anyio_ws import (
     Client,
@@ -329,35 +327,50 @@ async def join_chat(url: str, name: str | None, stdin: int) -> int:
 async def _talk(client: Client, stdin: int) -> None:
     # A terminal shows what is typed in it; other input is shown when the server sends it back.
     listener = Listener(hears_itself=not os.isatty(stdin))
-    async with anyio.from_thread.BlockingPortal() as portal:
-        # Reading lines blocks and cannot be interrupted. A daemon thread is one that nobody waits for,
-        # neither when the server closes the connection nor when the process ends.
-        reading = partial(_read, stdin, portal, client)
-        threading.Thread(target=reading, name="input of the demo", daemon=True).start()
-        with contextlib.suppress(ConnectionBroken):  # close_code tells
-            async for message in client:
-                show(listener.hear(message))
-        await portal.stop(cancel_remaining=True)
+    ours, theirs = socket.socketpair()
+    # Reading lines blocks and cannot be interrupted. A daemon thread is one that nobody waits for,
+    # neither when the server closes the connection nor when the process ends. So it may read its next
+    # line at any moment of our end, and has nothing of the event loop: only a socket that may be closed.
+    threading.Thread(target=_read, args=(stdin, theirs), name="input of the demo", daemon=True).start()
+    with ours:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_say_all, client, ours)
+            with contextlib.suppress(ConnectionBroken):  # close_code tells
+                async for message in client:
+                    show(listener.hear(message))
+            tasks.cancel_scope.cancel()
 
 
-def _read(stdin: int, portal: anyio.from_thread.BlockingPortal, client: Client) -> None:
-    """Hand each line to the event loop, and leave in order after the last: the thread's work."""
-    # What can end this early: the chat, the portal's work, the portal, the event loop.
-    with contextlib.suppress(ConnectionClosed, CancelledError, RuntimeError):
-        pace = portal.call(Pace, BURST / 2, RATE - 1)
-        with (
-            contextlib.suppress(OSError),  # no lines can be read (any more)
-            open(stdin, encoding="utf-8", errors="replace", closefd=False) as lines,
-        ):
-            for line in lines:
-                portal.call(_say, client, pace, line)
+def _read(stdin: int, lines: socket.socket) -> None:
+    """Pass on each line of the input, until there are no more or nobody takes them: the thread's work."""
+    with (
+        lines,
+        contextlib.suppress(OSError),
+        open(stdin, encoding="utf-8", errors="replace", closefd=False) as read,
+    ):
+        for line in read:
+            text = clean(line)[: MAX_TEXT + 1]  # one that is too long stays so, and no longer
+            lines.sendall(f"{text}\n".encode())
+
+
+async def _say_all(client: Client, lines: socket.socket) -> None:
+    """Send each line, and leave in order after the last."""
+    pace, rest = Pace(BURST / 2, RATE - 1), b""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await anyio.wait_readable(lines)
+            data = lines.recv(4_096)
+            if not data:
+                break
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                await _say(client, pace, line.decode())
         # close() would discard what is still to come; this receives it until the server answers.
-        portal.call(client.send_eof)
+        await client.send_eof()
 
 
-async def _say(client: Client, pace: Pace, line: str) -> None:
+async def _say(client: Client, pace: Pace, text: str) -> None:
     """Send a line, no faster than the server will take it."""
-    text = clean(line)
     if len(text) > MAX_TEXT:
         show(f"! a text has 1 to {MAX_TEXT} characters")
     elif text:

@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -396,21 +397,71 @@ async def test_lines_are_said_no_faster_than_is_accepted() -> None:
         await hear(ada)
         pace = demo.Pace(demo.BURST / 2, demo.RATE - 1)
         for number in range(60):
-            await demo._say(ada, pace, f"{number}\n")
+            await demo._say(ada, pace, f"{number}")
             assert (await hear(ada))["type"] == "said"
 
 
 @virtual
 async def test_line_is_said_or_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line is said, ``/name`` asks for a name, a blank line is nothing, and too long a line is not sent."""
+    """A line is said, ``/name`` asks for a name, an empty line is nothing, too long a one is not sent."""
     async with enter(Room(), "Ada") as ada:
         await hear(ada)
         pace = demo.Pace(demo.BURST, demo.RATE)
-        for line in ("\n", "x" * 501, "/name Countess\n", "/names\n"):
+        for line in ("", "x" * 501, "/name Countess", "/names"):
             await demo._say(ada, pace, line)
         assert await hear(ada) == {"type": "renamed", "name": "Ada", "to": "Countess"}
         assert await hear(ada) == {"type": "said", "name": "Countess", "text": "/names"}
     assert capsys.readouterr().out == "! a text has 1 to 500 characters\n"
+
+
+async def test_lines_come_in_pieces() -> None:
+    """A line is said when all of it is there, and the end of the lines closes with 1000."""
+    ours, theirs = socket.socketpair()
+    async with enter(Room(), "Ada") as ada, anyio.create_task_group() as tasks:
+        await hear(ada)
+        with ours, theirs:
+            tasks.start_soon(demo._say_all, ada, ours)
+            for piece, texts in ((b"one\ntw", ["one"]), ("o\n\n\u00e9\nthr".encode(), ["two", "\u00e9"])):
+                theirs.sendall(piece)
+                assert [(await hear(ada))["text"] for _ in texts] == texts
+            theirs.shutdown(socket.SHUT_WR)
+            with pytest.raises(ConnectionEnded):
+                await hear(ada)
+        assert ada.close_code == CloseCode.NORMAL_CLOSURE
+
+
+async def test_lines_end_with_the_connection() -> None:
+    """Who says lines stops at the first that cannot be said, without a word."""
+    ours, theirs = socket.socketpair()
+    async with enter(Room(), "Ada") as ada:
+        ada.abort()
+        with ours, theirs, anyio.fail_after(TIMEOUT):
+            theirs.sendall(b"one\ntwo\n")
+            await demo._say_all(ada, ours)
+
+
+@pytest.mark.parametrize("waiting", [b"one\n", b"one\n" * 10_000, b""])
+def test_lines_that_nobody_takes_end_the_reading(stdin: Any, waiting: bytes) -> None:
+    """The thread that reads ends with its next line, or that of the input, when the chat is over."""
+    reader, file = stdin
+    ours, theirs = socket.socketpair()
+    ours.close()
+    file.write(waiting)
+    if not waiting:
+        file.close()
+    demo._read(reader, theirs)
+    assert theirs.fileno() == -1
+
+
+def test_line_that_is_too_long_is_passed_on_as_such(stdin: Any) -> None:
+    """A line is passed on cleaned, and of one that is too long as much as shows that it is."""
+    reader, file = stdin
+    ours, theirs = socket.socketpair()
+    with ours:
+        file.write(b" a\tb \r\n" + b"x" * 50_000)
+        file.close()
+        demo._read(reader, theirs)
+        assert ours.recv(10_000) == b"a b\n" + b"x" * 501 + b"\n"
 
 
 # --- the terminal client: connected -------------------------------------------------------------------
@@ -461,6 +512,7 @@ def stdin() -> Any:
     for thread in threading.enumerate():
         if thread.name == "input of the demo":
             thread.join(TIMEOUT)
+            assert not thread.is_alive()
     os.close(reader)
 
 
