@@ -37,12 +37,6 @@ from anyio_ws.testing import ChaosProxy, Ending, MemoryListener, Weather, chaos_
 
 from .support import open_descriptors, running_tasks
 
-_TIMES: dict[str, float] = {
-    "ping_interval": 20,
-    "ping_timeout": 60,
-    "write_timeout": 60,
-    "close_timeout": 60,
-}
 _ON_THE_WAY = 20  # messages that wait in one direction, above which a client sends no more
 _BEAT = 0.5  # seconds between two looks at how late the event loop is
 _LATE = 0.25  # seconds; later than that it has too much to do
@@ -137,6 +131,7 @@ class Soak:
     :param seed: what everything random is drawn from
     :param memory: connect in memory, not over sockets
     :param pause: seconds between two messages of a client, about
+    :param patience: seconds that each end has for the other, in all its deadlines
     :param say: is told how it goes
     :param progress: seconds between two such lines
     """
@@ -149,6 +144,7 @@ class Soak:
         seed: int = 0,
         memory: bool = False,
         pause: float = 1.0,
+        patience: float = 60.0,
         say: Callable[[str], None] = print,
         progress: float = 30.0,
     ) -> None:
@@ -161,6 +157,13 @@ class Soak:
         """How much longer all pauses are, because the machine is slow: see :meth:`_keep_pace`."""
         self._seed = seed
         self._pause = pause
+        self._times: dict[str, Any] = {
+            "ping_interval": patience / 3,
+            "ping_timeout": patience,
+            "write_timeout": patience,
+            "close_timeout": patience,
+        }
+        self._patience = patience
         self._say = say
         self._progress = progress
         self._next = 0
@@ -168,7 +171,12 @@ class Soak:
         self._listener = MemoryListener() if memory else None
         self.server = Server(
             _Handler,
-            Config(port=0, address="127.0.0.1", handshake=HandshakeConfig(timeout=30), **_TIMES),  # type: ignore[arg-type]
+            Config(
+                port=0,
+                address="127.0.0.1",
+                handshake=HandshakeConfig(timeout=patience / 2),
+                **self._times,
+            ),
         )
 
     async def run(self) -> None:
@@ -186,7 +194,7 @@ class Soak:
                     clients.start_soon(self._keep_talking, slot)
             self._is_ending = True
             self._note_if_settled()
-            with anyio.move_on_after(120):
+            with anyio.move_on_after(2 * self._patience):
                 await self._all_settled.wait()
             self._report_now()
             tasks.cancel_scope.cancel()
@@ -226,7 +234,7 @@ class Soak:
 
         async with chaos_proxy(reach, up=forecast, down=forecast, seed=dice.randrange(2**40)) as proxy:
             address = None if self._listener is not None else await proxy.listen()
-            await anyio.sleep(dice.uniform(0, min(10, self.seconds / 10)))
+            await anyio.sleep(dice.uniform(0, min(self._patience, self.seconds / 10)))
             while anyio.current_time() - self._start < self.seconds:
                 ledger = Ledger(self._next)
                 self._next += 1
@@ -243,10 +251,10 @@ class Soak:
         side = ledger.client
         stream = proxy.connect(65_536) if address is None else await anyio.connect_tcp(*address)
         url = f"ws://localhost/{ledger.number}"
-        config = ClientConfig(**_TIMES)  # type: ignore[arg-type]
+        config = ClientConfig(**self._times)
         try:
             async with (
-                connect(url, stream=stream, timeout=60, config=config) as client,
+                connect(url, stream=stream, timeout=self._patience, config=config) as client,
                 anyio.create_task_group() as tasks,
             ):
                 tasks.start_soon(self._write, ledger, client, proxy, dice)
@@ -390,6 +398,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=300)
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--pause", type=float, default=4, help="seconds between messages, about")
+    parser.add_argument("--patience", type=float, default=60, help="all deadlines; more on a busy machine")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
     args = parser.parse_args()
     warnings = _Warnings()
@@ -400,6 +409,7 @@ def main() -> int:
         args.connections,
         seed=args.seed,
         pause=args.pause,
+        patience=args.patience,
         say=partial(print, flush=True),
     )
     before = resident()

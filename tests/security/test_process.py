@@ -26,7 +26,7 @@ from anyio_ws import Client, Config, Server, framing
 from anyio_ws.handler import FunctionFactory
 from anyio_ws.testing import build_frame
 
-from ..support import nothing_left, virtual
+from ..support import nothing_left, settle, virtual
 from .arena import Diary, Echo, arena, bystander
 
 PACKAGE = Path(anyio_ws.__file__).parent
@@ -353,7 +353,8 @@ async def test_connections_leave_no_objects_behind_without_the_collector(way: st
             await peer.stream.aclose()
             peer = await place.open()
             await peer.stream.aclose()
-        await anyio.sleep(0.01)
+        await ends.wait(3 * count)  # the refused have no handler
+        await settle()
         ends.clear()
 
     ends = Diary()
