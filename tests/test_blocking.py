@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -33,17 +34,18 @@ from anyio_ws import (
 from anyio_ws.deflate import Deflater
 from anyio_ws.protocol import Role
 
+TIMEOUT = 60.0  # seconds after which a test has hung
+
 
 class Obedient:
     """Does what a message says; an echo otherwise."""
 
-    codes: list[int | None]
-
-    def __init__(self, handshake: Any, conn: Conn, app: list[int | None]) -> None:
+    def __init__(self, handshake: Any, conn: Conn, app: Served) -> None:
         if handshake.path == "/no":
             raise Reject(403)
         self.conn = conn
-        self.codes = app
+        self.served = app
+        app.begin()
 
     async def client_message(self, data: str | bytes) -> None:
         """Obey."""
@@ -62,33 +64,57 @@ class Obedient:
 
     def close(self) -> None:
         """Note how it ended."""
-        self.codes.append(self.conn.close_code)
+        self.served.end(self.conn.close_code)
 
 
 class Served:
-    """A server in a thread of its own."""
+    """A server in a thread of its own, and what its handlers have seen.
 
-    def __init__(self, url: str, codes: list[int | None]) -> None:
-        self.url = url
-        self.codes = codes
+    :ivar url: where it is
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._handlers = 0
+        self._codes: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._ended = 0
+
+    def begin(self) -> None:
+        """Note that there is one more handler."""
+        self._handlers += 1
+
+    def end(self, code: int | None) -> None:
+        """Note how the connection of a handler ended."""
+        self._ended += 1
+        self._codes.put(code)
+
+    def close_code(self) -> int | None:
+        """Return how the next connection ended, which the server may see later than the client."""
+        return self._codes.get(timeout=TIMEOUT)
+
+    def check(self) -> None:
+        """Check that every handler has been closed once."""
+        assert self._ended == self._handlers
 
 
 @pytest.fixture
 def served() -> Iterator[Served]:
     """Serve while a test runs, and check that it leaves no threads."""
-    codes: list[int | None] = []
+    served = Served()
     server = Server(Obedient, Config(port=0, subprotocols=["chat"], shutdown_timeout=0.1))
     with start_blocking_portal() as portal:
-        listening, addresses = portal.start_task(server.listen, codes)
+        listening, addresses = portal.start_task(server.listen, served)
         before = set(threading.enumerate())
         host, port = addresses[0]
-        yield Served(f"ws://{host}:{port}/", codes)
+        served.url = f"ws://{host}:{port}/"
+        yield served
         for thread in set(threading.enumerate()) - before:
-            thread.join(10)
+            thread.join(TIMEOUT)
         left = set(threading.enumerate()) - before
         server.stop()
         listening.result()
     assert not left
+    served.check()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -121,7 +147,7 @@ def test_client_talks(connect: Connect, served: Served) -> None:
         client.write_ping(b"unheeded")
         client.write_pong()
         assert client.ping() == client.latency
-    assert served.codes == [1000]
+    assert served.close_code() == 1000
 
 
 @pytest.mark.attack("C13")
@@ -212,7 +238,7 @@ def test_block_that_raises_closes_with_a_code_that_tells(
     with pytest.raises(type(error)) as caught, connect():
         raise error
     assert caught.value is error
-    assert served.codes == [code]
+    assert served.close_code() == code
 
 
 def test_closed_client_says_so(connect: Connect, served: Served) -> None:
@@ -227,7 +253,7 @@ def test_closed_client_says_so(connect: Connect, served: Served) -> None:
         with pytest.raises(ConnectionShut):
             call()
     assert list(client) == []
-    assert served.codes == [4000]
+    assert served.close_code() == 4000
 
 
 def test_failure_to_connect_is_raised_as_it_is(connect: Connect) -> None:
@@ -389,7 +415,7 @@ def test_handler_that_fails_ends_the_connection(
             client.read_loop(handler)
     assert handler.closes == 1
     assert handler.threads == {threading.get_ident()}
-    assert served.codes == [code]
+    assert served.close_code() == code
 
 
 def test_handler_must_be_made_for_threads(connect: Connect) -> None:
@@ -441,7 +467,11 @@ with blocking.connect(sys.argv[1]) as client:
     print(client.receive())
 """
     run = subprocess.run(
-        [sys.executable, "-c", script, served.url], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", script, served.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIMEOUT,
     )
     assert run.stdout.splitlines() == [
         "this client belongs to the process that forked; connect again in this one",
