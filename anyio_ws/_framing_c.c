@@ -9,11 +9,9 @@
    on interpreters without a global lock as well: a second one is a RuntimeError. No length is trusted:
    they are 64 bits wide, unsigned, and compared before they are added. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_framing_api.h"
+
 #include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 #include <structmember.h>
 
@@ -42,6 +40,7 @@ typedef struct {
     PyObject *protocol_error, *invalid_data, *policy_violation, *message_too_big; /* close codes */
     PyObject *inflate, *finish, *take, *give, *code, *reason; /* names of methods and attributes */
     PyObject *frame_names[FRAME_NAMES], *mask_names[MASK_NAMES];
+    FramingApi api;
 } State;
 
 /* --- bytes ------------------------------------------------------------------------------------- */
@@ -1435,6 +1434,70 @@ framing_mask(PyObject *module, PyObject *const *args, Py_ssize_t given, PyObject
     return result;
 }
 
+/* --- for other modules written in C ------------------------------------------------------------ */
+
+static PyObject *
+api_feed(PyObject *reader, const uint8_t *in, size_t size)
+{
+    return feed_bytes((Reader *)reader, in, size);
+}
+
+static bool
+api_is_finished(PyObject *reader)
+{
+    return ((Reader *)reader)->finished == Py_True;
+}
+
+static size_t
+api_write_header(uint8_t *out, int opcode, const uint8_t *key, size_t length)
+{
+    const size_t size = write_header(out, (uint8_t)(FIN | opcode), key == NULL ? 0 : MASK, length);
+    if (key == NULL) {
+        return size;
+    }
+    memcpy(out + size, key, KEY_SIZE);
+    return size + KEY_SIZE;
+}
+
+static int
+api_get_payload(PyObject *payload, const uint8_t **bytes, size_t *size)
+{
+    Py_buffer view;
+    if (!PyBytes_CheckExact(payload) && !PyUnicode_Check(payload)) {
+        PyErr_Format(PyExc_TypeError, "payload: str or bytes are needed, not %s", name_of_type(payload));
+        return -1;
+    }
+    if (get_payload(payload, &view) < 0) {
+        return -1;
+    }
+    *bytes = view.buf;
+    *size = (size_t)view.len;
+    return 0;
+}
+
+static void
+api_mask(uint8_t *out, const uint8_t *in, size_t size, const uint8_t key[KEY_SIZE])
+{
+    mask_bytes(out, in, size, key);
+}
+
+static int
+add_api(PyObject *module, State *state, PyObject *reader_type)
+{
+    state->api = (FramingApi){
+        .reader_type = (PyTypeObject *)reader_type,
+        .feed = api_feed,
+        .is_finished = api_is_finished,
+        .write_header = api_write_header,
+        .get_payload = api_get_payload,
+        .mask = api_mask,
+    };
+    PyObject *capsule = PyCapsule_New(&state->api, FRAMING_API_NAME, NULL);
+    const int status = capsule == NULL ? -1 : PyModule_AddObjectRef(module, "_api", capsule);
+    Py_XDECREF(capsule);
+    return status;
+}
+
 /* --- the module -------------------------------------------------------------------------------- */
 
 /* Note an attribute of a module or a class in the state; -1 when there is none. */
@@ -1525,6 +1588,9 @@ framing_exec(PyObject *module)
     }
     PyObject *reader = PyType_FromModuleAndSpec(module, &reader_spec, NULL);
     status = reader == NULL ? -1 : PyModule_AddObjectRef(module, "MessageReader", reader);
+    if (status == 0) {
+        status = add_api(module, state, reader);
+    }
     Py_XDECREF(reader);
     return status;
 }

@@ -32,13 +32,14 @@ from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame, writable_bytes
 from .from_thread import FromThread
 from .inbox import Hook, Inbox
-from .protocol import Move, Protocol, Role, State
+from .protocol import Move, Protocol, Role, State, masking_key
 from .transport import Address, Transport
 from .views import Views
 from .write_buffer import WriteBuffer
 
 LINGER = 2.0  # seconds in which a peer may read our last words before the socket is closed
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
+WHOLE = 131_072  # bytes up to which a message goes out in one frame
 _ids = itertools.count(1)
 _DATA = frozenset({MessageType.TEXT, MessageType.BINARY})
 
@@ -95,6 +96,7 @@ class Conn(ObjectStream["str | bytes"]):
         "_input_ended",
         "_is_gone",
         "_keepalive_ping",
+        "_lane",
         "_latency",
         "_leaving",
         "_manual",
@@ -103,7 +105,6 @@ class Conn(ObjectStream["str | bytes"]):
         "_pending_pong",
         "_pings",
         "_protocol",
-        "_reads",
         "_room",
         "_subprotocol",
         "_transport",
@@ -130,6 +131,7 @@ class Conn(ObjectStream["str | bytes"]):
             view=config.message_view,
         )
         self._transport = transport
+        self._lane = transport.lane
         transport.receiver = self
         self._deadlines = deadlines
         self._config = config
@@ -157,7 +159,6 @@ class Conn(ObjectStream["str | bytes"]):
         self._pings: dict[bytes, _SentPing] = {}
         self._latency: float | None = None
         self._clock = deadlines.poller.time
-        self._reads = 0
         self._next_ping: Deadline | None = None
         self._checks: list[Deadline] = []  # whether each keepalive Ping was followed by anything
         self._keepalive_ping: tuple[bytes, float] = b"", 0.0
@@ -253,6 +254,8 @@ class Conn(ObjectStream["str | bytes"]):
 
         Cancellation: while this waits, nothing is sent; afterwards the message goes out whole.
         """
+        if self._protocol.is_plain and self._lane.send_text(data):
+            return
         if self._transport.full:
             await self._wait_for_room()
         try:
@@ -280,6 +283,8 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if mask_in_place:
             await self._write_in_place(data)
+            return
+        if self._protocol.is_plain and self._lane.send_bin(data):
             return
         if self._transport.full:
             await self._wait_for_room()
@@ -311,9 +316,11 @@ class Conn(ObjectStream["str | bytes"]):
         :raises anyio.WouldBlock: when more than ``outbox_size`` bytes wait to be sent; raises otherwise
             like :meth:`write`
         """
+        protocol, lane = self._protocol, self._lane
+        if protocol.is_plain and (lane.send_text(data) if type(data) is str else lane.send_bin(data)):
+            return
         if self._transport.full and not self.is_closed:
             raise anyio.WouldBlock
-        protocol = self._protocol
         try:
             if isinstance(data, str):
                 self._transport.write(protocol.send_text(data, compress))
@@ -728,6 +735,9 @@ class Conn(ObjectStream["str | bytes"]):
         self._manual = manual
         self._compression = compression
         self._protocol.opened(self._build_codec())
+        if self._inbox.is_direct and self._protocol.reader is not None:
+            key = masking_key if self._protocol.role is Role.CLIENT else None
+            self._lane.attach(self._protocol.reader, key, WHOLE)
         if self._config.ping_interval is not None:
             self._next_ping = self._deadlines.call_later(self._config.ping_interval, self._send_keepalive)
         if early:
@@ -743,9 +753,16 @@ class Conn(ObjectStream["str | bytes"]):
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Deal with received bytes: answer control frames, hand messages to the application."""
-        self._reads += 1
         protocol = self._protocol
         self._inbox.take(protocol.receive_data(data))
+        if protocol.input_ended and not self._input_ended:
+            self._end_input()
+
+    def messages_received(self, messages: list[Message]) -> None:
+        """Deal with what received bytes came to, where the fast lane has fed them to the reader."""
+        protocol = self._protocol
+        protocol.note_end(messages)
+        self._inbox.take(messages)
         if protocol.input_ended and not self._input_ended:
             self._end_input()
 
@@ -834,7 +851,7 @@ class Conn(ObjectStream["str | bytes"]):
 
         A Ping waits behind a long message. Who takes that slowly, and has nothing to say, is not silent.
         """
-        return self._reads + self._inbox.resumptions + self._transport.taken
+        return self._transport.reads + self._inbox.resumptions + self._transport.taken
 
     def _check_keepalive(self, signs: int) -> None:
         """Abort the connection of a silent peer.

@@ -64,6 +64,7 @@ class Inbox:
         "_hook",
         "_hook_bell",
         "_is_asked",
+        "_lane",
         "_poller",
         "_queue",
         "_served",
@@ -90,6 +91,7 @@ class Inbox:
         self.busy: bool = False
         self.resumptions: int = 0
         self._transport = transport
+        self._lane = transport.lane
         self.is_direct: bool = transport.is_direct
         self._size = size
         self._control = control
@@ -114,7 +116,11 @@ class Inbox:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits to be handled, and nothing is being handled."""
-        return not self._queue and not self.busy
+        return not self._queue and not self._is_busy
+
+    @property
+    def _is_busy(self) -> bool:
+        return self.busy or self._lane.is_running
 
     @property
     def waiting(self) -> int:
@@ -190,26 +196,35 @@ class Inbox:
                         # Twice as fast as send(), which raises StopIteration to say that all is over.
                         waits_for = next(result.__await__(), _OVER)
                         if waits_for is not _OVER:
-                            self._hand_on(result, waits_for)
+                            self.hand_on(result, waits_for)
                             continue
                     elif hasattr(result, "__await__"):
-                        self._hand_on(result, _NOT_BEGUN)
+                        self.hand_on(result)
                         continue
             except BaseException as exc:  # noqa: BLE001 - raised in the task, where the hook belongs
-                self._error = exc
-                self._wake_for_hook()
+                self.hook_failed(exc)
                 continue
             self.busy = False
             self._served += 1
             if self._served == _FAIR:
                 self._short_cut = False
 
-    def _hand_on(self, awaitable: Any, waits_for: Any) -> None:
-        """Have the task go on with a hook that has gone to sleep, or cannot begin here."""
+    def hand_on(self, awaitable: Any, waits_for: Any = _NOT_BEGUN) -> None:
+        """Have the task go on with a hook that has gone to sleep, or cannot begin here.
+
+        :param awaitable: what the hook returned
+        :param waits_for: what it waits for, if it has begun
+        """
         self._sleeping = awaitable, waits_for
         self._wake_for_hook()
 
+    def hook_failed(self, error: BaseException) -> None:
+        """Have the task raise what a hook has raised."""
+        self._error = error
+        self._wake_for_hook()
+
     def _wake_for_hook(self) -> None:
+        self.busy = True
         self._short_cut = False
         self._hook_bell.ring()
 
@@ -249,7 +264,7 @@ class Inbox:
 
         Cancellation: no message is lost.
         """
-        if self._is_asked or (self._hook is not None and not self.busy):
+        if self._is_asked or (self._hook is not None and not self._is_busy):
             raise anyio.BusyResourceError("receiving from")
         self._is_asked = True
         try:
@@ -297,6 +312,8 @@ class Inbox:
         self._hook, self._by_data = hook, by_data
         self._task, self._context = self._poller.current_task(), copy_context()
         self.busy = False
+        if self.is_direct:
+            self._lane.arm(self, self._hook_bell, hook, by_data, self._task, self._context)
         try:
             while not self.ended or self._queue:
                 if self._queue:
@@ -312,6 +329,7 @@ class Inbox:
                 if self._sleeping is not None or self._error is not None:
                     await self._go_on(cancelled)
         finally:
+            self._lane.disarm()
             self._hook, self._task = None, None
             self.busy = False
         finish()

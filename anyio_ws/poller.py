@@ -25,6 +25,8 @@ from typing import Any, Protocol
 
 from anyio.lowlevel import RunVar
 
+from .lane import PollerLane
+
 logger: logging.Logger = logging.getLogger("anyio_ws")
 
 Callback = Callable[[], None]
@@ -32,7 +34,12 @@ _READ_SIZE = 262_144
 
 
 class Bell(Protocol):
-    """Parks one task until it is rung."""
+    """Parks one task until it is rung.
+
+    :ivar waiter: what is parked, ``None`` for nothing; on asyncio a future, which may be done already
+    """
+
+    waiter: Any
 
     @property
     def is_parked(self) -> bool:
@@ -111,13 +118,13 @@ class Poller(Protocol):
         """Send what was gathered."""
 
 
-class _Corking:
+class _Corking(PollerLane):
     """The part of a poller that is the same for all event loops."""
 
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(_READ_SIZE))
         self.corked = False
-        self.waiting: list[Corked] = []
+        self.waiting = []
 
     def uncork(self) -> None:
         self.corked = False
@@ -131,41 +138,40 @@ class _Corking:
 
 
 class _AsyncioBell:
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_loop", "waiter")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._future: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
     @property
     def is_parked(self) -> bool:
-        return self._future is not None and not self._future.done()
+        return self.waiter is not None and not self.waiter.done()
 
     def ring(self) -> None:
-        future = self._future
-        if future is not None and not future.done():
-            future.set_result(None)
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     async def wait(self) -> None:
-        self._future = self._loop.create_future()
+        self.waiter = self._loop.create_future()
         try:
-            await self._future
+            await self.waiter
         finally:
-            self._future = None
+            self.waiter = None
 
 
 class _AsyncioPoller(_Corking):
     """A persistent ``add_reader`` for each socket."""
 
-    steps = True
-
     def __init__(self) -> None:
         super().__init__()
+        self.steps = True
         self._loop = loop = asyncio.get_running_loop()
         # Documented for implementers of tasks ("Extending asyncio"): what asks for the current task
         # meanwhile, such as a cancel scope or a timeout, finds the one that the step belongs to.
-        self.enter: Callable[[Any], None] = partial(_enter_task, loop)
-        self.leave: Callable[[Any], None] = partial(_leave_task, loop)
+        self.enter = partial(_enter_task, loop)
+        self.leave = partial(_leave_task, loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self.watches_sockets = _can_add_reader(loop)
         # uvloop's own clock stands still while the loop runs.
@@ -210,28 +216,32 @@ def _can_add_reader(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 class _TrioBell:
-    __slots__ = ("_task", "_trio")
+    __slots__ = ("_trio", "waiter")
 
     def __init__(self, trio: Any) -> None:
         self._trio = trio
-        self._task: Any = None
+        self.waiter: Any = None
 
     @property
     def is_parked(self) -> bool:
-        return self._task is not None
+        return self.waiter is not None
 
     def ring(self) -> None:
-        task, self._task = self._task, None
+        task, self.waiter = self.waiter, None
         if task is not None:
             self._trio.reschedule(task)
 
     async def wait(self) -> None:
-        self._task = self._trio.current_task()
+        self.waiter = self._trio.current_task()
         await self._trio.wait_task_rescheduled(self._abort)
 
     def _abort(self, raise_cancel: object) -> Any:
-        self._task = None
+        self.waiter = None
         return self._trio.Abort.SUCCEEDED
+
+
+def _do_nothing(task: Any) -> None:
+    """Take no identity: a task of Trio's has no step outside of itself."""
 
 
 class _TrioPoller(_Corking):
@@ -241,10 +251,10 @@ class _TrioPoller(_Corking):
     sockets.
     """
 
-    steps = False
-
     def __init__(self) -> None:
         super().__init__()
+        self.steps = False
+        self.enter = self.leave = _do_nothing
         import trio  # here, because Trio need not be installed
 
         self._trio: Any = trio.lowlevel
@@ -274,12 +284,6 @@ class _TrioPoller(_Corking):
 
     def current_task(self) -> Any:
         return self._trio.current_task()
-
-    def enter(self, task: Any) -> None:
-        """Do nothing: a task of Trio's has no step outside of itself."""
-
-    def leave(self, task: Any) -> None:
-        """Do nothing."""
 
     def call_soon(self, callback: Callback) -> None:
         self._token.run_sync_soon(callback)

@@ -127,6 +127,8 @@ class Protocol:
     :ivar closed_by: the role that sent the first Close, ``None`` if there was none
     :ivar error: what the peer did wrong, once it has; :meth:`fail` tells it
     :ivar input_ended: whether the peer's Close was received, or it did something wrong
+    :ivar is_plain: whether a message can go out now as one frame, as it is
+    :ivar reader: what received bytes are fed to, ``None`` before the opening handshake is done
     """
 
     __slots__ = (
@@ -134,16 +136,16 @@ class Protocol:
         "_compressing",
         "_deflater",
         "_fragmenting",
-        "_is_plain",
         "_masks",
         "_may_receive",
         "_moves",
-        "_reader",
         "close_code",
         "close_reason",
         "closed_by",
         "error",
         "input_ended",
+        "is_plain",
+        "reader",
         "role",
         "state",
     )
@@ -167,11 +169,12 @@ class Protocol:
         self._moves = TRANSITIONS[State.CONNECTING]
         self._masks = role is Role.CLIENT
         # What is asked for once per message, so that it is not looked up each time.
-        self._may_receive = self._is_plain = False
+        self._may_receive: bool = False
+        self.is_plain: bool = False
         self._fragmenting = False
         self._compressing = False  # the fragmented message that is open
         self._deflater: Deflater | None = None
-        self._reader: MessageReader | None = None  # made when it is known what was negotiated
+        self.reader: MessageReader | None = None  # made when it is known what was negotiated
         self._build_reader = partial(
             MessageReader,
             masked=role is Role.SERVER,
@@ -193,7 +196,7 @@ class Protocol:
     def _note_whether_plain(self) -> None:
         """Note whether a message can go out now as one frame, as it is."""
         may_send = Move.SEND in self._moves and not self._fragmenting
-        self._is_plain = may_send and self._deflater is None
+        self.is_plain = may_send and self._deflater is None
 
     def can(self, move: Move) -> bool:
         """Tell whether a move is possible in the present state."""
@@ -206,13 +209,13 @@ class Protocol:
         """
         self._deflater, inflater = codec or (None, None)
         self._move(Move.OPENED)
-        self._reader = self._build_reader(inflater=inflater)
+        self.reader = self._build_reader(inflater=inflater)
         del self._build_reader
 
     def lost(self) -> None:
         """Note that the connection is gone; without a Close received that is code 1006 (§7.1.5)."""
-        if self._reader is not None:
-            self._reader.close()
+        if self.reader is not None:
+            self.reader.close()
         self._move(Move.LOSE)
         self.forget_context()
         if self.close_code is None:
@@ -233,15 +236,24 @@ class Protocol:
             if self.state is State.CONNECTING:
                 self._move(Move.RECEIVE)
             return []
-        reader = self._reader
+        reader = self.reader
         assert reader is not None
         messages = reader.feed(data)
-        if reader.finished and not self.input_ended:
+        if reader.finished:
+            self.note_end(messages)
+        return messages
+
+    def note_end(self, messages: list[Message]) -> None:
+        """Note the end of the input if the reader has met it: for who feeds :attr:`reader` past us.
+
+        :param messages: what :meth:`MessageReader.feed` has returned
+        """
+        reader = self.reader
+        if reader is not None and reader.finished and not self.input_ended:
             self.input_ended = True
             self.error = reader.error
             if self.error is None:
                 self._receive_close(messages[-1])
-        return messages
 
     def _receive_close(self, message: Message) -> None:
         """Note the peer's Close (§7.1.3); a failure of ours stays the reason of the end."""
@@ -261,7 +273,7 @@ class Protocol:
         :raises TypeError: when *data* is not ``str``
         :raises UnicodeEncodeError: when *data* has a lone surrogate
         """
-        if self._is_plain and type(data) is str:
+        if self.is_plain and type(data) is str:
             return frame(_TEXT, data, masking_key=masking_key()) if self._masks else frame(_TEXT, data)
         if not isinstance(data, str):
             raise TypeError(f"data: text is str, not {type(data).__name__}; write_bin takes bytes")
@@ -274,7 +286,7 @@ class Protocol:
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not bytes-like
         """
-        if self._is_plain and type(data) is bytes:
+        if self.is_plain and type(data) is bytes:
             return frame(_BINARY, data, masking_key=masking_key()) if self._masks else frame(_BINARY, data)
         return self._send_message(Opcode.BINARY, to_bytes(data), compress)
 

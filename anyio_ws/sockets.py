@@ -27,6 +27,7 @@ import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from .deadlines import Deadline, Deadlines
+from .lane import NO_LANE, Lane, SocketLane
 from .poller import current_poller
 from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of, without_frames
 
@@ -85,7 +86,7 @@ def _ask(get_name: Callable[[], Any]) -> Any:
         return ""
 
 
-class SocketTransport:
+class SocketTransport(SocketLane):
     """A transport over a connected socket.
 
     :param connected: the socket; the transport closes it at the end, in every case
@@ -107,23 +108,12 @@ class SocketTransport:
         "_discarded",
         "_eof",
         "_error",
-        "_fd",
-        "_finishing",
-        "_gathered",
         "_half_close",
         "_is_watched",
-        "_outbox",
-        "_outbox_size",
-        "_poller",
         "_progress",
-        "_rest",
         "_socket",
         "_write_timeout",
-        "buffered",
         "ended",
-        "full",
-        "reading",
-        "receiver",
         "taken",
     )
 
@@ -139,6 +129,7 @@ class SocketTransport:
         self.buffered: int = 0
         self.full: bool = False
         self.taken: int = 0
+        self.reads: int = 0
         self.reading: bool = False
         self.ended: bool = False
         self._connected = connected
@@ -164,6 +155,11 @@ class SocketTransport:
         self._discarded = 0
         self._addresses: tuple[Address, Address] | None = None  # of a socket that is closed
 
+    @property
+    def lane(self) -> Lane:
+        """The fast lane, for a socket whose methods do nothing but the system calls."""
+        return self if type(self._socket) is socket.socket else NO_LANE
+
     def start(self) -> None:
         """Do nothing: reading begins with :meth:`resume`, when there is a receiver."""
 
@@ -182,7 +178,7 @@ class SocketTransport:
     def _watch(self) -> None:
         if not self._is_watched and not self._eof:
             self._is_watched = True
-            self._poller.watch_readable(self._fd, self._readable)
+            self._poller.watch_readable(self._fd, self.readable)
 
     def _unwatch(self) -> None:
         if self._is_watched:
@@ -190,7 +186,7 @@ class SocketTransport:
             self._poller.unwatch_readable(self._fd)
 
     def _readable(self) -> None:
-        """Receive once; called whenever there is something."""
+        """Receive once, whatever comes."""
         if not self.reading:  # a pause is often over before there is anything
             self._unwatch()
             return
@@ -200,20 +196,31 @@ class SocketTransport:
         except _RETRY:
             return
         except OSError as exc:
-            self._close(without_frames(exc))
+            self._receive_failed(exc)
             return
         try:
             if not size:
-                self._unwatch()
-                self._eof = True
-                self._take_eof()
+                self._receive_ended()
             elif self._finishing:
                 self._discard(size)
             else:
+                self.reads += 1
                 self._take(buffer[:size])
-        except Exception as exc:
-            logger.exception("what was received could not be dealt with; the connection is cut")
-            self._close(without_frames(exc))
+        except Exception as exc:  # noqa: BLE001 - it is logged, and ends this connection alone
+            self._receive_raised(exc)
+
+    def _receive_failed(self, error: OSError) -> None:
+        self._close(without_frames(error))
+
+    def _receive_ended(self) -> None:
+        self._unwatch()
+        self._eof = True
+        self._take_eof()
+
+    def _receive_raised(self, error: Exception) -> None:
+        """Deal with a fault of the receiver's."""
+        logger.error("what was received could not be dealt with; the connection is cut", exc_info=error)
+        self._close(without_frames(error))
 
     def _take(self, data: memoryview) -> None:
         assert self.receiver is not None

@@ -16,6 +16,7 @@ import anyio
 from anyio.streams.tls import TLSAttribute
 
 from .deadlines import Deadlines
+from .lane import NO_LANE, Lane
 from .sockets import ConnectedSocket, SocketTransport
 from .transport import without_frames
 
@@ -94,6 +95,11 @@ class TlsTransport(SocketTransport):
         self._said_goodbye = False
         self._owes_end = False  # the receiver was given data, and the end came right behind it
         self._told_end = False
+
+    @property
+    def lane(self) -> Lane:
+        """None: what is on the wire is encrypted."""
+        return NO_LANE
 
     async def handshake(self) -> None:
         """Do the TLS handshake; reading is paused again afterwards.

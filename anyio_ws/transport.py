@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio.abc import AnyByteStream, ByteStream, SocketAttribute
 
+from .lane import NO_LANE, Lane
+
 PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
 LINGER_BYTES = 65_536  # what a peer may still send before its connection is closed under it
 
@@ -45,6 +47,7 @@ class Transport(Protocol):
 
     :ivar receiver: who is called; may be exchanged at any time
     :ivar full: whether more than ``outbox_size`` bytes wait to be sent, so that writing should wait
+    :ivar reads: how often something was received
     :ivar taken: how many bytes the peer has taken of what had to wait: a sign that it lives
     :ivar reading: whether received bytes are wanted; see :meth:`pause` and :meth:`resume`
     :ivar ended: whether the transport has ended and what is below it is closed
@@ -53,10 +56,15 @@ class Transport(Protocol):
 
     receiver: Receiver | None
     full: bool
+    reads: int
     taken: int
     reading: bool
     ended: bool
     is_direct: bool
+
+    @property
+    def lane(self) -> Lane:
+        """The fast lane, where there is one."""
 
     def start(self) -> None:
         """Begin to write; reading begins with :meth:`resume`, when there is a receiver."""
@@ -117,11 +125,13 @@ class StreamTransport:
     """
 
     is_direct = False
+    lane = NO_LANE
 
     def __init__(self, stream: ByteStream, spawn: Spawn, *, outbox_size: int, write_timeout: float) -> None:
         self.receiver: Receiver | None = None
         self.buffered: int = 0
         self.full: bool = False
+        self.reads: int = 0
         self.taken: int = 0
         self.reading: bool = False
         self.ended: bool = False
@@ -222,6 +232,7 @@ class StreamTransport:
                     self.receiver.eof_received()
                 return None
             if not self._finishing and self.receiver is not None:
+                self.reads += 1
                 self.receiver.data_received(data)
             else:
                 # What comes before our last words are sent must be read, or they might never be.

@@ -21,6 +21,7 @@ import pytest
 
 from anyio_ws import Message, MessageType
 from anyio_ws.inbox import Inbox
+from anyio_ws.lane import NO_LANE
 from anyio_ws.poller import current_poller
 
 from .memory import Stopwatch, on_asyncio, settle
@@ -33,6 +34,7 @@ class Source:
     """A transport as far as an inbox knows one."""
 
     is_direct = True
+    lane = NO_LANE
     reading = True
 
     def pause(self) -> None:

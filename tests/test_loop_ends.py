@@ -37,7 +37,7 @@ def show_end(sock):
     received = b""
     while data := sock.recv(4096):
         received += data
-    print(received)
+    print(received.hex())
 
 async def silent_server(listener, sockets):
     await anyio.wait_readable(listener)
@@ -110,7 +110,7 @@ def _run(name: str, backend: str, *arguments: str) -> list[str]:
 def test_client_that_nobody_closed_says_goodbye_when_the_event_loop_ends(backend: str) -> None:
     """A two-step client is closed with 1001, and the event loop ends as if it had not been there."""
     (received,) = _run("two_steps", backend)
-    assert received.startswith("b'\\x88\\x82")
+    assert received.startswith("8882")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
@@ -119,9 +119,9 @@ def test_event_loop_that_cancels_all_tasks_does_not_wait_for_a_silent_peer(name:
     """What cancels all tasks cancels the clock too, and those it gives time; each peer gets its 1001."""
     *closed, received = _run(name, backend)
     if name == "server":
-        assert (closed, received) == (["closed"], "b'\\x88\\x02\\x03\\xe9'")
+        assert (closed, received) == (["closed"], "880203e9")
     else:
-        assert (closed, received[:10]) == ([], "b'\\x88\\x82")
+        assert (closed, received[:4]) == ([], "8882")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])

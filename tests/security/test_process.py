@@ -144,8 +144,8 @@ async def test_address_that_is_partly_taken_leaves_no_listener(monkeypatch: pyte
         async with nothing_left():
             with pytest.raises(OSError, match="in use"):
                 await Server(Echo, Config(address="both", port=port)).listen()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", port))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
 
 
 # --- forks and clocks ---------------------------------------------------------------------------------
