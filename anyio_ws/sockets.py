@@ -322,7 +322,7 @@ class SocketTransport(SocketLane):
         """Keep what the kernel did not take until it has room."""
         self._rest = rest
         self.buffered += len(rest)
-        self.full = self.buffered > self._outbox_size
+        self.full = self.full or self.buffered > self._outbox_size  # only _room_may_be_made ends it
         self._progress = 0
         self._set_deadline()
         self._poller.watch_writable(self._fd, self._writable)

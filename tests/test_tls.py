@@ -1,4 +1,8 @@
-"""TLS over a watched socket, whose peer is the standard library's engine: it decides what one read brings."""
+"""What is particular to TLS over a watched socket: goodbyes, and what the engine still has after a pause.
+
+``test_transport.py`` has what holds for every transport. The peer is the standard library's engine: it
+decides what one read brings.
+"""
 
 from __future__ import annotations
 
@@ -7,113 +11,90 @@ import gc
 import socket
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
-import trustme
 
 from anyio_ws.deadlines import Deadlines
 from anyio_ws.sockets import ConnectedSocket
 from anyio_ws.tls import TlsTransport
 
 from .memory import settle
+from .transports import Notes, TlsPeer, contexts, opened
 
-AUTHORITY = trustme.CA()
+LIMITS: Any = {"outbox_size": 1_000, "write_timeout": 60}
 
 
-class Notes:
-    """A receiver that notes what it is told, and pauses after each read."""
+class Pausing(Notes):
+    """A receiver that pauses after each read."""
 
     def __init__(self, transport: TlsTransport) -> None:
-        self.told: list[object] = []
+        super().__init__()
         self._transport = transport
 
     def data_received(self, data: bytes | memoryview) -> None:
-        self.told.append(bytes(data))
+        super().data_received(data)
         self._transport.pause()
 
-    def eof_received(self) -> None:
-        self.told.append("eof")
 
-    def room_made(self) -> None: ...
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.told.append("lost")
-
-
-class Peer:
-    """A TLS server over a socket; what it says goes out when it is told to."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        AUTHORITY.issue_cert("localhost").configure_cert(context)
-        self._socket = sock
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-
-    def send(self) -> None:
-        """Send what the engine has to say."""
-        self._socket.send(self._outgoing.read())
-
-    async def handshake(self) -> None:
-        """Do the handshake."""
-        while True:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self.send()
-                await anyio.wait_readable(self._socket)
-                self._incoming.write(self._socket.recv(65_536))
-            else:
-                return self.send()
+@pytest.mark.parametrize("says_goodbye", [True, False])
+@pytest.mark.parametrize("ends_stream", [True, False])
+async def test_end_right_behind_data_is_told_when_reading_goes_on(
+    says_goodbye: bool, ends_stream: bool
+) -> None:
+    """A goodbye in the same read as data is told after ``resume``, whether or not the stream ends, too."""
+    async with opened("tls-unix", reading=False) as ends:
+        ends.transport.receiver = first = Pausing(ends.transport)
+        ends.peer.engine.write(b"all there is")
+        if says_goodbye:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                ends.peer.engine.unwrap()
+        await ends.peer.flush()
+        if ends_stream:
+            ends.peer.socket.shutdown(socket.SHUT_WR)
+        ends.transport.resume()
+        await first.expect(b"all there is")
+        await settle()
+        ends.transport.receiver = second = Notes()
+        ends.transport.resume()
+        await settle()
+        ends.transport.resume()
+        await settle()
+        assert first.events == [b"all there is"]
+        assert second.events == ["eof"] * (says_goodbye or ends_stream)
 
 
-@contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[tuple[TlsTransport, Peer, socket.socket]]:
-    """Open a client's transport and its peer; the handshake is done."""
+async def test_data_right_behind_the_handshake_is_there_when_reading_begins() -> None:
+    """What a client sends with the last bytes of its handshake waits in the engine until it is wanted."""
     ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    context = ssl.create_default_context()
-    AUTHORITY.configure_trust(context)
-    deadlines, peer = Deadlines(), Peer(theirs)
-    transport = TlsTransport(
-        ConnectedSocket(ours), deadlines, context, hostname="localhost", outbox_size=1_000, write_timeout=60
-    )
+    client, server = contexts()
+    transport = TlsTransport(ConnectedSocket(ours), Deadlines(), server, hostname=None, **LIMITS)
     with theirs:
+        peer = TlsPeer(theirs, client, hostname="localhost")
+
+        async def shake_hands() -> None:
+            await peer.handshake(last_words=b"hello")
+
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(peer.handshake)
+            tasks.start_soon(shake_hands)
             await transport.handshake()
-        yield transport, peer, theirs
+        transport.receiver = notes = Notes()
+        transport.resume()
+        await notes.expect(b"hello")
         transport.abort()
         await settle()
 
 
-@pytest.mark.parametrize("says_goodbye", [True, False])
-async def test_end_right_behind_data_is_told_when_reading_goes_on(says_goodbye: bool) -> None:
-    """The receiver that pauses, or gives way to another, at the data is told of the end after ``resume``."""
-    async with connected() as (transport, peer, theirs):
-        transport.receiver = first = Notes(transport)
-        peer.tls.write(b"all there is")
-        if says_goodbye:
-            with contextlib.suppress(ssl.SSLError):
-                peer.tls.unwrap()
-        peer.send()
-        theirs.shutdown(socket.SHUT_WR)
-        transport.resume()
-        while not first.told:
-            await anyio.lowlevel.checkpoint()
-        await settle()
-        assert first.told == [b"all there is"]
-        transport.receiver = second = Notes(transport)
-        transport.resume()
-        while not second.told:
-            await anyio.lowlevel.checkpoint()
-        await settle()
-        assert (first.told, second.told) == ([b"all there is"], ["eof"])
-        transport.resume()
-        await settle()
-        assert second.told == ["eof"]
+async def test_goodbye_that_has_to_wait_is_still_said() -> None:
+    """A kernel that is full when the goodbye is due does not take it away from the peer."""
+    async with opened("tls-unix") as ends:
+        ends.transport.write(b"last words")
+        ends.below.send_faults.append(BlockingIOError())
+        ends.transport.finish()
+        assert await ends.peer.read() == b"last words"
+        assert ends.peer.heard_goodbye
 
 
 @pytest.fixture
@@ -142,8 +123,7 @@ async def test_handshake_that_fails_leaves_no_circle(bytes_of_peer: bytes) -> No
             Deadlines(),
             ssl.create_default_context(),
             hostname="localhost",
-            outbox_size=1_000,
-            write_timeout=60,
+            **LIMITS,
         )
         theirs.send(bytes_of_peer)
         theirs.shutdown(socket.SHUT_WR)
