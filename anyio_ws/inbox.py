@@ -249,11 +249,13 @@ class Inbox:
         self.end()
 
     def _wake(self) -> None:
-        """Wake who waits: a task that asks or, without one, the task that calls hooks."""
-        if self._hook is not None and not self._bell.is_parked:
+        """Wake who waits: the task that calls hooks, and one that a hook may have left asking.
+
+        Whoever comes first takes what there is; the other finds nothing, and waits on.
+        """
+        self._bell.ring()
+        if self._hook is not None:
             self._hook_bell.ring()
-        else:
-            self._bell.ring()
 
     # --- an application that asks -----------------------------------------------------------------
 

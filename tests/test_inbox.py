@@ -429,6 +429,53 @@ async def test_hook_may_ask_for_the_next_message_itself() -> None:
     assert seen == [("one", "two"), ("three", "four")]
 
 
+@virtual
+@ways
+async def test_task_that_a_hook_leaves_asking_does_not_keep_the_end_from_the_hooks(direct: bool) -> None:
+    """The end wakes both: the hooks do not wait for somebody who has been told, and asks no more."""
+    told: list[Any] = []
+    asking = anyio.Event()
+
+    async def hook(data: str) -> None:
+        tasks.start_soon(ask)
+        await asking.wait()
+
+    async def ask() -> None:
+        asking.set()
+        told.append(await box.inbox.get())
+
+    async with anyio.create_task_group() as tasks, called(hook, direct=direct) as box:
+        await box.deliver("message")
+        assert told == []
+    assert told == [None]
+
+
+@virtual
+@ways
+async def test_task_that_asks_once_beside_hooks_leaves_them_the_others(direct: bool) -> None:
+    """A task that asks once takes one; the rest of the read is not left lying."""
+    got: list[Any] = []
+    asking = anyio.Event()
+
+    async def hook(data: str) -> None:
+        got.append(data)
+        if data == "first":
+            tasks.start_soon(ask_once)
+            await asking.wait()
+
+    async def ask_once() -> None:
+        asking.set()
+        message = await box.inbox.get()
+        assert message is not None
+        got.append(message.data)
+
+    async with anyio.create_task_group() as tasks, called(hook, direct=direct) as box:
+        await box.deliver("first")
+        await box.deliver("second", "third")
+        tasks.cancel_scope.cancel()
+        assert sorted(got) == ["first", "second", "third"]
+
+
 # --- hooks: what they write ----------------------------------------------------------------------------
 
 
