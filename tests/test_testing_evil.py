@@ -571,6 +571,35 @@ async def test_proxy_keeps_the_order_whatever_the_jitter(upstream: Any) -> None:
         assert received == data
 
 
+@virtual
+@pytest.mark.parametrize("ends", [False, True])
+async def test_proxy_that_is_held_up_delivers_together_what_is_overdue(ends: bool) -> None:
+    """Pieces that could not go on their way in time wait for no turns of their own; none is lost."""
+    ours, server = memory_stream_pair(capacity=10)
+    stream = FaultyStream(ours)
+
+    async def to_server() -> ByteStream:
+        return stream
+
+    async with chaos_proxy(to_server, up=Weather(most=3)) as proxy:
+        client = proxy.connect()
+        data = bytes(range(256))
+        await client.send(data)
+        if ends:
+            await client.send_eof()
+        await settle()
+        before = stream.calls["send"]
+        await anyio.sleep(1)
+        received = b""
+        while len(received) < len(data):
+            received += await server.receive()
+        assert received == data
+        assert stream.calls["send"] <= before + 2
+        if ends:
+            with pytest.raises(anyio.EndOfStream):
+                await server.receive()
+
+
 async def test_proxy_draws_the_weather_of_each_connection(upstream: Any) -> None:
     """A forecast is asked once for each connection and direction, with a generator of its own."""
     listener, to_server = upstream

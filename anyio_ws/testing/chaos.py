@@ -24,6 +24,8 @@ from .memory import memory_stream_pair
 
 _STREAM_ERRORS = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _PIECES_ON_THE_WAY = 1_024
+_BEHIND = 0.25  # seconds; what is overdue by more is delivered together, so much at a time:
+_JOINED = 65_536  # bytes
 
 
 class Ending(Enum):
@@ -240,13 +242,13 @@ class _Lane:
                     data = await self._source.receive()
             except anyio.EndOfStream:
                 if self._ending is None:
-                    await send.send((self._due(0), b""))
+                    await _put(send, self._due(0), b"")
                 return
             if self._ending is Ending.STALL:
                 await anyio.sleep_forever()
             while data and self._ending is None:
                 size = min(len(data), self._size(), self._left())
-                await send.send((self._due(size), data[:size]))
+                await _put(send, self._due(size), data[:size])
                 self._carried += size
                 data = data[size:]
                 await self._check_end(send)
@@ -260,7 +262,7 @@ class _Lane:
         if ending is Ending.STALL:
             await anyio.sleep_forever()
         if ending is not Ending.BLACK_HOLE:
-            await send.send((self._due(0), b""))
+            await _put(send, self._due(0), b"")
 
     def _size(self) -> int:
         return 65_536 if self.weather.most is None else self.random.randint(1, self.weather.most)
@@ -277,7 +279,8 @@ class _Lane:
         return self._last_due
 
     async def _write(self, receive: MemoryObjectReceiveStream[tuple[float, bytes]]) -> None:
-        async for due, data in receive:
+        async for first in receive:
+            due, data = await self._catch_up(first, receive)
             if due > anyio.current_time():
                 await anyio.sleep_until(due)
             if data:
@@ -288,8 +291,36 @@ class _Lane:
                 with contextlib.suppress(*_STREAM_ERRORS):
                     await self._sink.send_eof()
 
+    async def _catch_up(
+        self, first: tuple[float, bytes], receive: MemoryObjectReceiveStream[tuple[float, bytes]]
+    ) -> tuple[float, bytes]:
+        """Deliver together what is long overdue, and return the next piece.
+
+        On a busy machine each piece would wait for its turn in the event loop, one after the other, and
+        the way would take minutes. A system joins what nobody has read, too.
+        """
+        overdue: list[bytes] = []
+        (due, data), size = first, 0
+        while data and size < _JOINED and anyio.current_time() - due > _BEHIND:
+            if not receive.statistics().current_buffer_used:
+                break
+            overdue.append(data)
+            size += len(data)
+            due, data = receive.receive_nowait()
+        if overdue:
+            await self._deliver(b"".join(overdue))
+        return due, data
+
     async def _deliver(self, data: bytes) -> None:
         try:
             await self._sink.send(data)
         except _STREAM_ERRORS:
             self._link.cut(Ending.RESET)
+
+
+async def _put(send: MemoryObjectSendStream[tuple[float, bytes]], due: float, data: bytes) -> None:
+    """Put a piece on its way; that takes no turn of the event loop while there is room."""
+    try:
+        send.send_nowait((due, data))
+    except anyio.WouldBlock:
+        await send.send((due, data))
