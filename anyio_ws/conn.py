@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -37,6 +38,7 @@ from .transport import Address, Transport
 from .views import Views
 from .write_buffer import WriteBuffer
 
+_HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
 LINGER = 2.0  # seconds in which a peer may read our last words before the socket is closed
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
 WHOLE = 131_072  # bytes up to which a message goes out in one frame
@@ -160,7 +162,7 @@ class Conn(ObjectStream["str | bytes"]):
         self._latency: float | None = None
         self._clock = deadlines.poller.time
         self._next_ping: Deadline | None = None
-        self._checks: list[Deadline] = []  # whether each keepalive Ping was followed by anything
+        self._checks: dict[bytes, Deadline] = {}  # whether each keepalive Ping was followed by anything
         self._keepalive_ping: tuple[bytes, float] = b"", 0.0
 
     def __repr__(self) -> str:
@@ -816,7 +818,7 @@ class Conn(ObjectStream["str | bytes"]):
             self._cause = self._cause or error
             self._protocol.lost()
         end = self._end[1] if self._end is not None else None
-        for deadline in (end, self._answer, self._next_ping, *self._checks):
+        for deadline in (end, self._answer, self._next_ping, *self._checks.values()):
             if deadline is not None:
                 deadline.cancel()
         self._is_gone = True
@@ -842,8 +844,8 @@ class Conn(ObjectStream["str | bytes"]):
             return
         self._keepalive_ping = os.urandom(4), self._clock()
         self._transport.write(self._protocol.send_ping(self._keepalive_ping[0]))
-        signs = self._signs_of_life()
-        self._checks.append(self._deadlines.call_later(timeout, partial(self._check_keepalive, signs)))
+        due = self._deadlines.poller.loop_time() + timeout
+        self._check_later(timeout, self._keepalive_ping[0], self._signs_of_life(), due)
         self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
 
     def _signs_of_life(self) -> int:
@@ -853,15 +855,25 @@ class Conn(ObjectStream["str | bytes"]):
         """
         return self._transport.reads + self._inbox.resumptions + self._transport.taken
 
-    def _check_keepalive(self, signs: int) -> None:
+    def _check_later(self, seconds: float, ping: bytes, signs: int, due: float) -> None:
+        check = partial(self._check_keepalive, ping, signs, due)
+        self._checks[ping] = self._deadlines.call_later(seconds, check)
+
+    def _check_keepalive(self, ping: bytes, signs: int, due: float) -> None:
         """Abort the connection of a silent peer.
 
         While reading is paused nothing can be heard, and that is our doing; and who has sent its Close
-        sends no Pongs any more.
+        sends no Pongs any more. Nor is anything heard while the event loop is held up, by a hook or by
+        the machine: by as much as this comes late the peer has longer, once.
         """
-        self._checks.pop(0)
+        self._checks.pop(ping, None)
         is_silent = self._signs_of_life() == signs
-        if is_silent and self._transport.reading and self._protocol.can(Move.RECEIVE):
+        if not is_silent or not self._transport.reading or not self._protocol.can(Move.RECEIVE):
+            return
+        late = self._deadlines.poller.loop_time() - due
+        if late > _HELD_UP:
+            self._check_later(late, ping, signs, math.inf)
+        else:
             timeout = self._config.ping_timeout
             self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))
 

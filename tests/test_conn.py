@@ -33,6 +33,7 @@ from .memory import (
     both_roles,
     connection,
     every_cut,
+    hold_up,
     judge,
     on_asyncio,
     settle,
@@ -1097,6 +1098,38 @@ async def test_keepalive_does_not_take_our_own_slowness_for_a_silent_peer(busy: 
         assert link.conn.state is State.OPEN
         await link.peer.send_frame(TEXT, b"I was here all the time")
         assert await link.conn.receive() == "I was here all the time"
+
+
+@virtual
+@both_roles
+@pytest.mark.attack("R09")
+async def test_keepalive_does_not_count_the_time_in_which_the_event_loop_was_held_up(role: Role) -> None:
+    """While a hook blocks, the peer's Pong waits in the kernel: the check comes later by as much."""
+    async with connection(role, ping_interval=10, ping_timeout=5) as link:
+        frame = await link.peer.frame()
+        hold_up(60)
+        await anyio.sleep(4)
+        assert link.conn.state is State.OPEN
+        await link.peer.send_frame(PONG, frame.payload)
+        await settle()
+        await anyio.sleep(10)
+        assert link.conn.state is State.OPEN
+
+
+@virtual
+@pytest.mark.attack("R09")
+async def test_keepalive_waits_once_for_an_event_loop_that_was_held_up() -> None:
+    """However often it is held up: a peer that stays silent is cut off."""
+    async with connection(ping_interval=10, ping_timeout=5) as link:
+        clock = Stopwatch()
+        await link.peer.frame()
+        hold_up(7)  # the check is 2 seconds late, so the next is in 2 seconds
+        await anyio.sleep(1)
+        assert link.conn.state is State.OPEN
+        hold_up(60)
+        await link.conn.wait_gone()
+        assert link.conn.close_code == 1006
+        assert clock() == 10 + 7 + 1 + 60
 
 
 @virtual

@@ -204,7 +204,7 @@ async def bystander(place: Arena) -> AsyncIterator[Diary]:
             number = len(echoed)
             await peer.send_frame(0x1, b"%d" % number)
             frame = await peer.frame()
-            if frame.opcode == 0x9:  # keepalive of the server
+            while frame.opcode == 0x9:  # keepalive of the server
                 await peer.send_frame(0xA, frame.payload)
                 frame = await peer.frame()
             assert (frame.opcode, frame.payload) == (0x1, b"%d" % number)
