@@ -48,7 +48,7 @@ from anyio_ws.demo import Listener, Member, Room
 
 from .support import virtual
 
-TIMEOUT = 30.0  # seconds after which a test has hung
+TIMEOUT = 60.0  # seconds after which a test has hung
 TWO_BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 

@@ -283,7 +283,7 @@ async def test_example_handler_for_both_event_loops(monkeypatch: pytest.MonkeyPa
 def test_example_serves_on_its_event_loop(name: str) -> None:
     """A Trio program and an asyncio program serve the same handler."""
     run = subprocess.run(
-        [sys.executable, ROOT / "examples" / name], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, ROOT / "examples" / name], capture_output=True, text=True, check=True, timeout=120
     )
     assert re.fullmatch(r"on (Trio|asyncio) \('127.0.0.1', \d+\)\n", run.stdout)
 

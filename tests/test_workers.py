@@ -23,7 +23,7 @@ from .frames import build_frame, parse_frames
 from .support import CLOSE, TEXT, build_request
 
 PROGRAM = Path(__file__).parent / "worker_program.py"
-PATIENCE = 30  # seconds after which a program that hangs is killed, and its test fails
+PATIENCE = 120  # seconds after which a program that hangs is killed, and its test fails
 
 if not hasattr(os, "fork"):
     pytest.skip("worker processes are started and signalled as POSIX does", allow_module_level=True)

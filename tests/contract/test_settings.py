@@ -161,7 +161,7 @@ async def test_config_thread_pool_count_bounds_threads() -> None:
             with lock:
                 running += 1
                 most = max(most, running)
-            at_work.wait(10)
+            at_work.wait(60)
             with lock:
                 running -= 1
             self.conn.from_thread.write(f"{blocking_mode()} {threading.current_thread() is not main}")
@@ -186,7 +186,7 @@ async def test_config_thread_pool_backlog_pushes_back() -> None:
 
     class Slow(Quiet):
         def client_message(self, data: Any) -> None:
-            go_on.wait(10)
+            go_on.wait(60)
             seen.append(data[:2])
 
     config = Config(

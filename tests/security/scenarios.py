@@ -205,7 +205,7 @@ async def rig(role: Role, transport: str) -> AsyncIterator[Rig]:
             yield Rig(conn, robot, [], [])
         finally:
             conn.abort()
-            with anyio.fail_after(10, shield=True):
+            with anyio.fail_after(60, shield=True):
                 await conn.wait_gone()
                 await robot.done.wait()
 

@@ -92,12 +92,13 @@ STARVED = """
                 await peer.send_frame(0x1, b"still")
                 await peer.expect(0x1, b"still")
                 await anyio.sleep(0.05)
-            busy = (time.process_time() - work) / (time.monotonic() - start)
+            seconds = time.monotonic() - start
+            busy = (time.process_time() - work) / seconds
             for each in hoard:
                 each.close()
             late.setblocking(False)
             late.send(b"GET / HTTP/1.1\\r\\n\\r\\n")
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await anyio.wait_readable(late)  # an answer: it was accepted after all
             answer = late.recv(12)
             for each in (*waiting, late):
@@ -107,7 +108,7 @@ STARVED = """
             server.stop()
         assert answer == b"HTTP/1.1 400", answer
         assert busy < 0.5, busy
-        assert 1 <= len(lines) <= 4, lines
+        assert 1 <= len(lines) <= seconds + 2, lines
         assert "Too many open files" in lines[0], lines
         print("well")
 

@@ -55,7 +55,7 @@ async def tolerant(scenario: Any, place: Rig) -> None:
 async def come_to_an_end(place: Rig) -> None:
     """Receive what is left, and have the connection end in order."""
     place.robot.finish()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         try:
             while True:
                 await place.take()
