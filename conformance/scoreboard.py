@@ -24,6 +24,7 @@ from .examine import HANDSHAKE_TIMEOUT, PATIENCE, Start, examine_client, examine
 from .processes import ROOT, Subject, start
 
 PEERS = ("websockets", "aiohttp", "picows", "picows_frames", "tornado")
+_TIMEOUT = 5.0  # seconds to wait for what must come, so that nobody fails for a busy machine
 _REQUIREMENTS = ("websockets", "aiohttp", "picows", "tornado")
 _PLACE = ROOT / "build" / "conformance"
 _README = Path(__file__).parent / "README.md"
@@ -141,11 +142,12 @@ def _examine_server(entry: Entry, cases: Any) -> report.Results:
         limit=DEFAULT_LIMIT,
         handshake_timeout=entry.handshake_timeout,
         faults=entry.faults,
+        timeout=_TIMEOUT,
     )
 
 
 def _examine_client(entry: Entry, cases: Any) -> report.Results:
-    return examine_client(entry.client, cases, limit=DEFAULT_LIMIT)
+    return examine_client(entry.client, cases, limit=DEFAULT_LIMIT, timeout=_TIMEOUT)
 
 
 def tables() -> str:

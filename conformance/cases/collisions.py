@@ -74,7 +74,8 @@ def _offers(factor: int) -> Iterator[Case]:
     yield _offer(f"negotiation/colliding-{factor}", fact, offers, Answer(extension=True), "deflate")
     fact = f"An offer with {_FEW} unknown parameters, whose names collide, is declined."
     offers = "; ".join(["permessage-deflate", *few])
-    yield _offer(f"negotiation/colliding-parameters-{factor}", fact, offers, Answer(extension=False))
+    declined = Answer(extension=False)
+    yield _offer(f"negotiation/colliding-parameters-{factor}", fact, offers, declined, "deflate")
     fact = f"{_SOME} offers are too many, and no less so because their names collide."
     yield _offer(f"policy/status-400-colliding-offers-{factor}", fact, ", ".join(some), exactly(400))
     fact = f"{_SOME} parameters are too many, and no less so because their names collide."

@@ -56,8 +56,8 @@ def cases(limit: int) -> Iterator[Case]:
     yield Case("limits/text-at-limit-small-fragments", fact, source, echoed(*pieces), needs=_ECHO)
     for opcode, name in ((TEXT, "text"), (BINARY, "binary")):
         fact = "Fragments without data are not accepted without end, though they add nothing to the message."
-        empty = [Frame(CONTINUATION, fin=False) for _ in range(20_000)]
-        steps = (send(Frame(opcode, b"x", fin=False), *empty), end(1008, 1009, 1002))
+        empty = send(Frame(CONTINUATION, fin=False), times=20_000)
+        steps = (send(Frame(opcode, b"x", fin=False)), empty, end(1008, 1009, 1002))
         yield Case(f"policy/empty-fragments-{name}", fact, "F19", steps)
         fact = "Fragments of one byte are not accepted without end, though their message is still short."
         one = Frame(CONTINUATION, b"x", fin=False)
