@@ -29,6 +29,7 @@ typedef struct {
     const FramingApi *framing;
     PyObject *framing_module; /* which the above belongs to */
     PyTypeObject *poller_type;
+    PyObject *complain; /* what is called with what a callback has raised */
 #define X(name) PyObject *name;
     struct {
         NAMES(X)
@@ -842,6 +843,277 @@ static PyType_Spec lane_spec = {
     .slots = lane_slots,
 };
 
+/* --- watching sockets -------------------------------------------------------------------------- */
+
+#ifdef __linux__
+
+#include <sys/epoll.h>
+#include <unistd.h>
+
+enum { READ, WRITE, WAYS };
+enum { BATCH = 128 }; /* sockets that are dealt with before other tasks get their turn */
+
+typedef struct {
+    PyObject *callbacks[WAYS]; /* NULL for what is not watched */
+    uint32_t generation;       /* of the file descriptor's number, which may be given again */
+} Watched;
+
+typedef struct {
+    PyObject_HEAD
+    int epoll;        /* -1 when closed */
+    Watched *watched; /* by file descriptor */
+    size_t size;
+} Watcher;
+
+static int
+watcher_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Watcher *self = (Watcher *)op;
+    Py_VISIT(Py_TYPE(op));
+    for (size_t fd = 0; fd < self->size; fd++) {
+        Py_VISIT(self->watched[fd].callbacks[READ]);
+        Py_VISIT(self->watched[fd].callbacks[WRITE]);
+    }
+    return 0;
+}
+
+static int
+watcher_clear(PyObject *op)
+{
+    Watcher *self = (Watcher *)op;
+    if (self->epoll >= 0) {
+        close(self->epoll);
+        self->epoll = -1;
+    }
+    Watched *watched = self->watched;
+    const size_t size = self->size;
+    self->watched = NULL;
+    self->size = 0;
+    for (size_t fd = 0; fd < size; fd++) {
+        Py_XDECREF(watched[fd].callbacks[READ]);
+        Py_XDECREF(watched[fd].callbacks[WRITE]);
+    }
+    PyMem_Free(watched);
+    return 0;
+}
+
+static void
+watcher_dealloc(PyObject *op)
+{
+    free_object(op, watcher_clear);
+}
+
+static PyObject *
+watcher_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Watcher *self = (Watcher *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (self->epoll < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+/* Make room for a file descriptor; most are small, because the system gives the smallest. */
+static int
+make_room(Watcher *self, size_t fd)
+{
+    if (fd < self->size) {
+        return 0;
+    }
+    const size_t size = fd + fd / 2 + 64;
+    Watched *watched = PyMem_Realloc(self->watched, size * sizeof(Watched));
+    if (watched == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memset(watched + self->size, 0, (size - self->size) * sizeof(Watched));
+    self->watched = watched;
+    self->size = size;
+    return 0;
+}
+
+/* Have the system watch what has callbacks, and nothing else; -1 with an OSError. */
+static int
+control(Watcher *self, int fd, bool was_watched)
+{
+    const Watched *entry = &self->watched[fd];
+    struct epoll_event event = {.data.u64 = (uint64_t)entry->generation << 32 | (uint32_t)fd};
+    event.events = (entry->callbacks[READ] ? EPOLLIN : 0) | (entry->callbacks[WRITE] ? EPOLLOUT : 0);
+    const int how = !event.events ? EPOLL_CTL_DEL : was_watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    if (epoll_ctl(self->epoll, how, fd, &event) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 0;
+}
+
+/* Exchange a callback, NULL for none; a watcher that is closed does nothing. */
+static PyObject *
+set_callback(Watcher *self, PyObject *number, int way, PyObject *callback)
+{
+    const int fd = PyObject_AsFileDescriptor(number);
+    if (fd < 0) {
+        return NULL;
+    }
+    if (self->epoll < 0 || (callback == NULL && (size_t)fd >= self->size)) {
+        Py_RETURN_NONE;
+    }
+    if (make_room(self, (size_t)fd) < 0) {
+        return NULL;
+    }
+    Watched *entry = &self->watched[fd];
+    const bool was_watched = entry->callbacks[READ] != NULL || entry->callbacks[WRITE] != NULL;
+    PyObject *old = entry->callbacks[way];
+    if (!was_watched) {
+        entry->generation++;
+    }
+    entry->callbacks[way] = Py_XNewRef(callback);
+    int status = 0;
+    if ((old == NULL) != (callback == NULL)) {
+        status = control(self, fd, was_watched);
+        if (status < 0 && callback != NULL) {
+            entry->callbacks[way] = NULL;
+            Py_DECREF(callback);
+        }
+    }
+    Py_XDECREF(old);
+    return none_or_raise(status);
+}
+
+static PyObject *
+watch(PyObject *op, PyObject *const *args, Py_ssize_t given, int way)
+{
+    if (given != 2) {
+        PyErr_SetString(PyExc_TypeError, "a file descriptor and a callback are needed");
+        return NULL;
+    }
+    return set_callback((Watcher *)op, args[0], way, args[1]);
+}
+
+static PyObject *
+watch_readable(PyObject *op, PyObject *const *args, Py_ssize_t given)
+{
+    return watch(op, args, given, READ);
+}
+
+static PyObject *
+watch_writable(PyObject *op, PyObject *const *args, Py_ssize_t given)
+{
+    return watch(op, args, given, WRITE);
+}
+
+static PyObject *
+unwatch_readable(PyObject *op, PyObject *fd)
+{
+    return set_callback((Watcher *)op, fd, READ, NULL);
+}
+
+static PyObject *
+unwatch_writable(PyObject *op, PyObject *fd)
+{
+    return set_callback((Watcher *)op, fd, WRITE, NULL);
+}
+
+/* Call what watches a socket for an event, unless it was taken back a moment ago. */
+static int
+call_back(Watcher *self, const State *state, const struct epoll_event *event, int way)
+{
+    const uint32_t fd = (uint32_t)event->data.u64;
+    if (fd >= self->size || self->watched[fd].generation != event->data.u64 >> 32
+        || self->watched[fd].callbacks[way] == NULL) {
+        return 0;
+    }
+    PyObject *callback = Py_NewRef(self->watched[fd].callbacks[way]);
+    PyObject *result = PyObject_CallNoArgs(callback);
+    Py_DECREF(callback);
+    if (result == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyObject *raised = take_raised();
+        result = raised == NULL ? NULL : PyObject_CallOneArg(state->complain, raised);
+        Py_XDECREF(raised);
+    }
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+PyDoc_STRVAR(call_all_doc,
+"call_all($self, /)\n--\n\n"
+"Call what watches the sockets that are ready.");
+
+static PyObject *
+watcher_call_all(PyObject *op, PyTypeObject *defining, PyObject *const *Py_UNUSED(args), Py_ssize_t given,
+                 PyObject *Py_UNUSED(kwnames))
+{
+    Watcher *self = (Watcher *)op;
+    const State *state = PyType_GetModuleState(defining);
+    struct epoll_event events[BATCH];
+    if (given) {
+        PyErr_SetString(PyExc_TypeError, "call_all() takes no arguments");
+        return NULL;
+    }
+    if (self->epoll < 0) {
+        Py_RETURN_NONE;
+    }
+    const int count = epoll_wait(self->epoll, events, BATCH, 0);
+    if (count < 0 && errno != EINTR) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    for (int i = 0; i < count; i++) {
+        /* An error or a hang-up is for both ways: what is tried then will tell. */
+        if (((events[i].events & ~(uint32_t)EPOLLOUT) && call_back(self, state, &events[i], READ) < 0)
+            || ((events[i].events & ~(uint32_t)EPOLLIN) && call_back(self, state, &events[i], WRITE) < 0)) {
+            return NULL;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+watcher_fileno(PyObject *op, PyObject *Py_UNUSED(nothing))
+{
+    return PyLong_FromLong(((Watcher *)op)->epoll);
+}
+
+static PyObject *
+watcher_close(PyObject *op, PyObject *Py_UNUSED(nothing))
+{
+    watcher_clear(op);
+    Py_RETURN_NONE;
+}
+
+#define FAST(function) (PyCFunction)(void (*)(void))function
+
+static PyMethodDef watcher_methods[] = {
+    {"watch_readable", FAST(watch_readable), METH_FASTCALL, NULL},
+    {"watch_writable", FAST(watch_writable), METH_FASTCALL, NULL},
+    {"unwatch_readable", unwatch_readable, METH_O, NULL},
+    {"unwatch_writable", unwatch_writable, METH_O, NULL},
+    {"call_all", FAST(watcher_call_all), METH_METHOD | METH_FASTCALL | METH_KEYWORDS, call_all_doc},
+    {"fileno", watcher_fileno, METH_NOARGS, NULL},
+    {"close", watcher_close, METH_NOARGS, NULL},
+    {NULL},
+};
+
+static PyType_Slot watcher_slots[] = {
+    {Py_tp_new, watcher_new},           {Py_tp_dealloc, watcher_dealloc},
+    {Py_tp_traverse, watcher_traverse}, {Py_tp_clear, watcher_clear},
+    {Py_tp_methods, watcher_methods},   {0, NULL},
+};
+
+static PyType_Spec watcher_spec = {
+    .name = "anyio_ws._lane_c.Watcher",
+    .basicsize = sizeof(Watcher),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = watcher_slots,
+};
+
+#endif
+
 /* --- the module -------------------------------------------------------------------------------- */
 
 static PyObject *
@@ -877,7 +1149,22 @@ lane_exec(PyObject *module)
     state->poller_type = (PyTypeObject *)add_type(module, &poller_spec, "PollerLane");
     PyObject *socket_type = state->poller_type == NULL ? NULL : add_type(module, &lane_spec, "SocketLane");
     Py_XDECREF(socket_type);
-    return socket_type == NULL ? -1 : 0;
+    if (socket_type == NULL) {
+        return -1;
+    }
+    PyObject *twins = PyImport_ImportModule("anyio_ws._lane_py");
+    state->complain = twins == NULL ? NULL : PyObject_GetAttrString(twins, "complain");
+#ifdef __linux__
+    PyObject *watcher_type = state->complain == NULL ? NULL : add_type(module, &watcher_spec, "Watcher");
+#else
+    PyObject *watcher_type = state->complain == NULL ? NULL : PyObject_GetAttrString(twins, "Watcher");
+    if (watcher_type != NULL && PyModule_AddObjectRef(module, "Watcher", watcher_type) < 0) {
+        Py_CLEAR(watcher_type);
+    }
+#endif
+    Py_XDECREF(twins);
+    Py_XDECREF(watcher_type);
+    return watcher_type == NULL ? -1 : 0;
 }
 
 static int
@@ -886,6 +1173,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     State *state = PyModule_GetState(module);
     Py_VISIT(state->framing_module);
     Py_VISIT(state->poller_type);
+    Py_VISIT(state->complain);
     return 0;
 }
 
@@ -895,6 +1183,7 @@ module_clear(PyObject *module)
     State *state = PyModule_GetState(module);
     Py_CLEAR(state->framing_module);
     Py_CLEAR(state->poller_type);
+    Py_CLEAR(state->complain);
 #define X(name) Py_CLEAR(state->names.name);
     NAMES(X)
 #undef X

@@ -5,8 +5,15 @@ What ``lane.py`` describes is then done by the transports, the inbox and the con
 
 from __future__ import annotations
 
+import logging
+import selectors
 from collections.abc import Callable
 from typing import Any
+
+logger: logging.Logger = logging.getLogger("anyio_ws")
+
+Callback = Callable[[], object]
+_COMPLAINT = "a socket's callback failed"
 
 
 class NoLane:
@@ -69,3 +76,80 @@ class SocketLane(NoLane):
 
     def _readable(self) -> None:
         raise NotImplementedError
+
+
+class Watcher:
+    """Holds sockets in one selector, and calls what watches those that are ready.
+
+    The one that is built is for Linux, and does all of :meth:`call_all` in C.
+    """
+
+    def __init__(self) -> None:
+        self._selector: Any = selectors.DefaultSelector()  # None when closed
+        # For each file descriptor what to call: the first for reading, the second for writing.
+        self._watched: dict[int, list[Callback | None]] = {}
+
+    def fileno(self) -> int:
+        """Return the file descriptor that can be read when a socket is ready."""
+        number: int = self._selector.fileno()
+        return number
+
+    def watch_readable(self, fd: int, callback: Callback, /) -> None:
+        """Call a function whenever a socket can be read, until :meth:`unwatch_readable`."""
+        self._watch(fd, 0, callback)
+
+    def unwatch_readable(self, fd: int, /) -> None:
+        """End :meth:`watch_readable`."""
+        self._watch(fd, 0, None)
+
+    def watch_writable(self, fd: int, callback: Callback, /) -> None:
+        """Call a function whenever a socket can be written to, until :meth:`unwatch_writable`."""
+        self._watch(fd, 1, callback)
+
+    def unwatch_writable(self, fd: int, /) -> None:
+        """End :meth:`watch_writable`."""
+        self._watch(fd, 1, None)
+
+    def _watch(self, fd: int, which: int, callback: Callback | None) -> None:
+        if self._selector is None:  # the event loop is ending: nobody would look at it any more
+            return
+        callbacks = self._watched.get(fd)
+        known = callbacks is not None
+        if callbacks is None:
+            callbacks = self._watched[fd] = [None, None]
+        callbacks[which] = callback
+        on_read, on_write = callbacks
+        events = (selectors.EVENT_READ if on_read else 0) | (selectors.EVENT_WRITE if on_write else 0)
+        if not events:
+            del self._watched[fd]
+            if known:
+                self._selector.unregister(fd)
+        elif known:
+            self._selector.modify(fd, events, callbacks)
+        else:
+            self._selector.register(fd, events, callbacks)
+
+    def call_all(self) -> None:
+        """Call what watches the sockets that are ready; what a callback raises is logged."""
+        ready = self._selector.select(0) if self._selector is not None else []
+        for key, events in ready:
+            callbacks: list[Callback | None] = key.data
+            for which, event in enumerate((selectors.EVENT_READ, selectors.EVENT_WRITE)):
+                callback = callbacks[which]  # it may have been taken back a moment ago
+                if events & event and callback is not None:
+                    try:
+                        callback()
+                    except Exception:
+                        logger.exception(_COMPLAINT)
+
+    def close(self) -> None:
+        """End it; from now on nothing is watched."""
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
+            self._watched.clear()
+
+
+def complain(error: Exception) -> None:
+    """Log what a callback has raised."""
+    logger.error(_COMPLAINT, exc_info=error)

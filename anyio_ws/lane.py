@@ -15,19 +15,20 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from . import framing
-from ._lane_py import NoLane, PollerLane, SocketLane
+from ._lane_py import NoLane, PollerLane, SocketLane, Watcher
 
 if framing.BUILD == "c":
     try:
         from ._lane_c import (  # type: ignore[no-redef]  # their attributes are those of the twins
             PollerLane,
             SocketLane,
+            Watcher,
         )
     except ModuleNotFoundError as _exc:
         if _exc.name != f"{__package__}._lane_c":
             raise
 
-__all__ = ["NO_LANE", "Lane", "PollerLane", "SocketLane"]
+__all__ = ["NO_LANE", "Lane", "PollerLane", "SocketLane", "Watcher"]
 
 
 class Lane(Protocol):

@@ -12,7 +12,6 @@ A poller also gathers what is written while it is *corked*, so that all replies 
 from __future__ import annotations
 
 import asyncio
-import logging
 import selectors
 import sys
 import time
@@ -25,12 +24,11 @@ from typing import Any, Protocol
 
 from anyio.lowlevel import RunVar
 
-from .lane import PollerLane
-
-logger: logging.Logger = logging.getLogger("anyio_ws")
+from .lane import PollerLane, Watcher
 
 Callback = Callable[[], None]
 _READ_SIZE = 262_144
+_HAS_FILENO = hasattr(selectors.DefaultSelector, "fileno")  # else a selector cannot be watched itself
 
 
 class Bell(Protocol):
@@ -134,6 +132,53 @@ class _Corking(PollerLane):
                 each.flush()
 
 
+class _Gathering(_Corking):
+    """A poller that has all sockets watched by one :class:`Watcher`, which lives as long as there are some.
+
+    The event loop sees one file descriptor, so that all sockets that are ready share its cost of a wake-up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sockets = 0
+        self._watcher: Watcher | None = None
+
+    def begin(self) -> None:
+        self._sockets += 1
+        if self._sockets == 1:
+            self._watcher = Watcher()
+            self._begin(self._watcher)
+
+    def end(self) -> None:
+        self._sockets -= 1
+        if self._sockets == 0:
+            self._end()
+
+    def _begin(self, watcher: Watcher) -> None:
+        """Have the watcher called when one of its sockets is ready."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Undo it, and close the watcher."""
+        raise NotImplementedError
+
+    def watch_readable(self, fd: int, callback: Callback) -> None:
+        if self._watcher is not None:  # else the event loop is ending: nobody would look at it any more
+            self._watcher.watch_readable(fd, callback)
+
+    def unwatch_readable(self, fd: int) -> None:
+        if self._watcher is not None:
+            self._watcher.unwatch_readable(fd)
+
+    def watch_writable(self, fd: int, callback: Callback) -> None:
+        if self._watcher is not None:
+            self._watcher.watch_writable(fd, callback)
+
+    def unwatch_writable(self, fd: int) -> None:
+        if self._watcher is not None:
+            self._watcher.unwatch_writable(fd)
+
+
 # --- asyncio, uvloop ------------------------------------------------------------------------------------
 
 
@@ -161,8 +206,8 @@ class _AsyncioBell:
             self.waiter = None
 
 
-class _AsyncioPoller(_Corking):
-    """A persistent ``add_reader`` for each socket."""
+class _AsyncioPoller(_Gathering):
+    """The watcher's file descriptor has a persistent ``add_reader``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,25 +218,24 @@ class _AsyncioPoller(_Corking):
         self.enter = partial(_enter_task, loop)
         self.leave = partial(_leave_task, loop)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.watches_sockets = _can_add_reader(loop)
+        self.watches_sockets = _HAS_FILENO and _can_add_reader(loop)
         # uvloop's own clock stands still while the loop runs.
         self.loop_time: Callable[[], float] = loop.time
         is_fine = isinstance(loop, asyncio.BaseEventLoop)
         self.time: Callable[[], float] = loop.time if is_fine else time.monotonic
         self.call_soon: Callable[[Callback], Any] = loop.call_soon
-        self.watch_readable: Callable[[int, Callback], Any] = loop.add_reader
-        self.unwatch_readable: Callable[[int], Any] = loop.remove_reader
-        self.watch_writable: Callable[[int, Callback], Any] = loop.add_writer
-        self.unwatch_writable: Callable[[int], Any] = loop.remove_writer
+
+    def _begin(self, watcher: Watcher) -> None:
+        self._loop.add_reader(watcher.fileno(), watcher.call_all)
+
+    def _end(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            self._loop.remove_reader(watcher.fileno())
+            watcher.close()
 
     def bell(self) -> Bell:
         return _AsyncioBell(self._loop)
-
-    def begin(self) -> None:
-        """Nothing has to be prepared: the event loop has a selector."""
-
-    def end(self) -> None:
-        """Nothing has to be given back."""
 
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
@@ -244,12 +288,8 @@ def _do_nothing(task: Any) -> None:
     """Take no identity: a task of Trio's has no step outside of itself."""
 
 
-class _TrioPoller(_Corking):
-    """One selector that holds all sockets, and one task that awaits its file descriptor.
-
-    So Trio's cost of a wake-up is shared by all sockets that are ready. Both live as long as there are
-    sockets.
-    """
+class _TrioPoller(_Gathering):
+    """One task awaits the watcher's file descriptor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,26 +301,11 @@ class _TrioPoller(_Corking):
         self._new_scope: Callable[[], Any] = trio.CancelScope
         self._token = trio.lowlevel.current_trio_token()
         self.time = self.loop_time = trio.current_time
-        self.watches_sockets = hasattr(selectors.DefaultSelector, "fileno")
-        self._sockets = 0
-        self._selector: Any = None
+        self.watches_sockets = _HAS_FILENO
         self._scope: Any = None
-        # For each file descriptor what to call: the first for reading, the second for writing.
-        self._watched: dict[int, list[Callback | None]] = {}
 
     def bell(self) -> Bell:
         return _TrioBell(self._trio)
-
-    def begin(self) -> None:
-        self._sockets += 1
-        if self._sockets == 1:
-            self._selector, self._scope = selectors.DefaultSelector(), self._new_scope()
-            self.spawn(partial(self._run, self._selector, self._scope))
-
-    def end(self) -> None:
-        self._sockets -= 1
-        if self._sockets == 0:
-            self._scope.cancel()
 
     def current_task(self) -> Any:
         return self._trio.current_task()
@@ -288,59 +313,23 @@ class _TrioPoller(_Corking):
     def call_soon(self, callback: Callback) -> None:
         self._token.run_sync_soon(callback)
 
-    def watch_readable(self, fd: int, callback: Callback) -> None:
-        self._watch(fd, 0, callback)
+    def _begin(self, watcher: Watcher) -> None:
+        self._scope = self._new_scope()
+        self.spawn(partial(self._run, watcher, self._scope))
 
-    def unwatch_readable(self, fd: int) -> None:
-        self._watch(fd, 0, None)
+    def _end(self) -> None:
+        self._scope.cancel()
 
-    def watch_writable(self, fd: int, callback: Callback) -> None:
-        self._watch(fd, 1, callback)
-
-    def unwatch_writable(self, fd: int) -> None:
-        self._watch(fd, 1, None)
-
-    def _watch(self, fd: int, which: int, callback: Callback | None) -> None:
-        if self._selector is None:  # Trio is ending: nobody would look at it any more
-            return
-        callbacks = self._watched.get(fd)
-        known = callbacks is not None
-        if callbacks is None:
-            callbacks = self._watched[fd] = [None, None]
-        callbacks[which] = callback
-        on_read, on_write = callbacks
-        events = (selectors.EVENT_READ if on_read else 0) | (selectors.EVENT_WRITE if on_write else 0)
-        if not events:
-            del self._watched[fd]
-            if known:
-                self._selector.unregister(fd)
-        elif known:
-            self._selector.modify(fd, events, callbacks)
-        else:
-            self._selector.register(fd, events, callbacks)
-
-    async def _run(self, selector: Any, scope: Any) -> None:
+    async def _run(self, watcher: Watcher, scope: Any) -> None:
         try:
-            with selector, scope:
+            with scope:
                 while True:
-                    await self._trio.wait_readable(selector.fileno())
-                    self._call_all(selector.select(0))
+                    await self._trio.wait_readable(watcher.fileno())
+                    watcher.call_all()
         finally:
-            if self._selector is selector:  # the next one may be there already
-                self._selector = None
-                self._watched.clear()
-
-    @staticmethod
-    def _call_all(ready: list[tuple[selectors.SelectorKey, int]]) -> None:
-        for key, events in ready:
-            callbacks: list[Callback | None] = key.data
-            for which, event in enumerate((selectors.EVENT_READ, selectors.EVENT_WRITE)):
-                callback = callbacks[which]  # it may have been taken back a moment ago
-                if events & event and callback is not None:
-                    try:
-                        callback()
-                    except Exception:
-                        logger.exception("a socket's callback failed")
+            watcher.close()
+            if self._watcher is watcher:  # the next one may be there already
+                self._watcher = None
 
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
         self._trio.spawn_system_task(_as_coroutine, function, context=copy_context())

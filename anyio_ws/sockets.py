@@ -36,6 +36,7 @@ if sys.version_info < (3, 11):
 
 logger: logging.Logger = logging.getLogger("anyio_ws")
 
+_FAULT = "what was received could not be dealt with; the connection is cut"
 _FAIR = 32  # connections that are accepted before other tasks get their turn
 _STAGGER = 0.25  # seconds before the next address is tried beside the last one (RFC 8305 §5)
 _FULL_BACKLOG_PAUSE = 0.01  # seconds; nothing tells when a Unix socket's backlog has room again
@@ -206,8 +207,9 @@ class SocketTransport(SocketLane):
             else:
                 self.reads += 1
                 self._take(buffer[:size])
-        except Exception as exc:  # noqa: BLE001 - it is logged, and ends this connection alone
-            self._receive_raised(exc)
+        except Exception as exc:
+            logger.exception(_FAULT)
+            self._close(without_frames(exc))
 
     def _receive_failed(self, error: OSError) -> None:
         self._close(without_frames(error))
@@ -219,7 +221,7 @@ class SocketTransport(SocketLane):
 
     def _receive_raised(self, error: Exception) -> None:
         """Deal with a fault of the receiver's."""
-        logger.error("what was received could not be dealt with; the connection is cut", exc_info=error)
+        logger.error(_FAULT, exc_info=error)
         self._close(without_frames(error))
 
     def _take(self, data: memoryview) -> None:

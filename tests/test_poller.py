@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -143,23 +143,10 @@ async def test_watching_calls_nobody_who_has_gone_in_the_same_moment(
     poller.end()
 
 
-@contextmanager
-def failures(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """Give a function that tells what failed in the block: asyncio has a handler for that, we have a log."""
-    if is_trio():
-        yield lambda: [str(each.exc_info[1]) for each in caplog.records if each.exc_info]
-        return
-    loop, found = asyncio.get_running_loop(), list[str]()
-    before = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _, context: found.append(str(context["exception"])))
-    yield lambda: found
-    loop.set_exception_handler(before)
-
-
 async def test_callback_that_fails_is_reported_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """Other sockets are served in the same moment, and the same one at its next."""
     poller, calls = current_poller(), list[bytes]()
-    with failures(caplog) as failed, watched() as (bad, bad_peer), watched() as (good, good_peer):
+    with watched() as (bad, bad_peer), watched() as (good, good_peer):
 
         def fail() -> None:
             calls.append(bad.recv(1))
@@ -174,7 +161,7 @@ async def test_callback_that_fails_is_reported_and_disturbs_nobody(caplog: pytes
         assert sorted(calls) == [b"b", b"b", b"g", b"g"]
         for sock in (bad, good):
             poller.unwatch_readable(sock.fileno())
-        assert failed() == ["of this socket"] * 2
+    assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info] == ["of this socket"] * 2
 
 
 # --- tasks and identities -------------------------------------------------------------------------------
