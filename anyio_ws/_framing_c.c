@@ -1485,7 +1485,7 @@ static int
 add_api(PyObject *module, State *state, PyObject *reader_type)
 {
     state->api = (FramingApi){
-        .reader_type = (PyTypeObject *)reader_type,
+        .reader_type = (PyTypeObject *)Py_NewRef(reader_type),
         .feed = api_feed,
         .is_finished = api_is_finished,
         .write_header = api_write_header,
@@ -1599,6 +1599,7 @@ static int
 framing_traverse(PyObject *module, visitproc visit, void *arg)
 {
     State *state = PyModule_GetState(module);
+    Py_VISIT(state->api.reader_type);
     Py_VISIT(state->message);
     Py_VISIT(state->remote_protocol_error);
     for (int i = 0; i <= OPCODE; i++) {
@@ -1615,6 +1616,7 @@ static int
 framing_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    Py_CLEAR(state->api.reader_type);
     Py_CLEAR(state->message);
     Py_CLEAR(state->remote_protocol_error);
     for (int i = 0; i <= OPCODE; i++) {

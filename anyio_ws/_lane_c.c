@@ -19,11 +19,12 @@
 
 enum { TEXT = 0x1, BINARY = 0x2 };
 enum { COPY_MOST = 2048 }; /* a frame up to this size is put together on the stack */
-enum { FAIR = 256 };       /* messages of one read after which other tasks get their turn */
+enum { FAIR = 256 };       /* messages of one read up to which other tasks need no turn between them */
 
 #define NAMES(X)                                                                                             \
     X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_break)          \
-    X(flush) X(uncork) X(messages_received) X(hand_on) X(hook_failed) X(waiter) X(done) X(__await__)
+    X(flush) X(uncork) X(messages_received) X(hand_on) X(hook_failed) X(waiter) X(done) X(__await__)         \
+    X(_socket) X(fileno)
 
 typedef struct {
     const FramingApi *framing;
@@ -63,15 +64,6 @@ poller_traverse(PyObject *op, visitproc visit, void *arg)
     return 0;
 }
 
-static void
-drop_buffer(Poller *self)
-{
-    if (self->buffer != NULL) {
-        PyBuffer_Release(&self->view);
-        Py_CLEAR(self->buffer);
-    }
-}
-
 static int
 poller_clear(PyObject *op)
 {
@@ -81,7 +73,10 @@ poller_clear(PyObject *op)
     Py_CLEAR(self->waiting);
     Py_CLEAR(self->enter);
     Py_CLEAR(self->leave);
-    drop_buffer(self);
+    if (self->buffer != NULL) {
+        PyBuffer_Release(&self->view);
+        Py_CLEAR(self->buffer);
+    }
     return 0;
 }
 
@@ -108,19 +103,20 @@ poller_get_buffer(PyObject *op, void *Py_UNUSED(closure))
     return Py_NewRef(buffer == NULL ? Py_None : buffer);
 }
 
+/* It is set once: what was received into it may be in use. */
 static int
 poller_set_buffer(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
 {
     Poller *self = (Poller *)op;
-    Py_buffer view;
-    if (value == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "buffer cannot be deleted");
+    Py_buffer view = {0};
+    if (value != NULL && PyObject_GetBuffer(value, &view, PyBUF_WRITABLE) < 0) {
         return -1;
     }
-    if (PyObject_GetBuffer(value, &view, PyBUF_WRITABLE) < 0) {
+    if (value == NULL || self->buffer != NULL) {
+        PyBuffer_Release(&view);
+        PyErr_SetString(PyExc_AttributeError, "buffer: a poller keeps the one that it has");
         return -1;
     }
-    drop_buffer(self);
     self->view = view;
     self->buffer = Py_NewRef(value);
     return 0;
@@ -165,31 +161,37 @@ typedef struct {
     unsigned long long reads;
     int fd;
     /* Set by attach(), gone with the receiver. */
-    const State *state;
-    PyObject *reader;     /* NULL while nothing is attached */
+    const State *state;   /* NULL while nothing is attached */
+    PyObject *reader;
     PyObject *key_source; /* NULL at the server's end */
+    PyObject *socket;     /* see is_still_open() */
     Py_ssize_t longest;   /* of the messages that go out in one frame */
     /* Set by arm(). */
     PyObject *inbox, *bell, *hook, *task, *context; /* all NULL, or none */
     bool by_data, running;
 } Lane;
 
+/* Whatever is let go may run Python that calls us again: it finds all of the old, or nothing of it. */
+
 static void
 detach(Lane *self)
 {
+    PyObject *const old[] = {self->reader, self->key_source, self->socket};
     self->state = NULL;
-    Py_CLEAR(self->reader);
-    Py_CLEAR(self->key_source);
+    self->reader = self->key_source = self->socket = NULL;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(old); i++) {
+        Py_XDECREF(old[i]);
+    }
 }
 
 static void
 disarm(Lane *self)
 {
-    Py_CLEAR(self->hook); /* the first, because it says whether there are the others */
-    Py_CLEAR(self->inbox);
-    Py_CLEAR(self->bell);
-    Py_CLEAR(self->task);
-    Py_CLEAR(self->context);
+    PyObject *const old[] = {self->hook, self->inbox, self->bell, self->task, self->context};
+    self->hook = self->inbox = self->bell = self->task = self->context = NULL;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(old); i++) {
+        Py_XDECREF(old[i]);
+    }
 }
 
 static int
@@ -197,12 +199,17 @@ lane_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Lane *self = (Lane *)op;
     Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->reading);
+    Py_VISIT(self->full);
+    Py_VISIT(self->finishing);
+    Py_VISIT(self->gathered);
     Py_VISIT(self->rest);
     Py_VISIT(self->outbox);
     Py_VISIT(self->poller);
     Py_VISIT(self->receiver);
     Py_VISIT(self->reader);
     Py_VISIT(self->key_source);
+    Py_VISIT(self->socket);
     Py_VISIT(self->inbox);
     Py_VISIT(self->bell);
     Py_VISIT(self->hook);
@@ -276,6 +283,16 @@ take_raised(void)
     return value;
 }
 
+/* Raise an exception again, unless there is another one by now; the reference to it is taken over. */
+static void
+raise_again(PyObject *raised)
+{
+    if (raised != NULL && !PyErr_Occurred()) {
+        PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
+    }
+    Py_XDECREF(raised);
+}
+
 static PyObject *
 take_system_error(void)
 {
@@ -291,27 +308,47 @@ set_flag(PyObject **flag, bool value)
     Py_XDECREF(old);
 }
 
+/* Get the file descriptor that a socket.socket has now: it is the first that there is of one. attach()
+   makes sure of that. */
+static int
+get_fd(PyObject *socket)
+{
+    int fd;
+    memcpy(&fd, (const char *)socket + sizeof(PyObject), sizeof fd);
+    return fd;
+}
+
+/* Tell whether the socket has our file descriptor still. Who has closed it himself, or detached it, may
+   have made it another's; the socket's own methods fail then. */
+static bool
+is_still_open(const Lane *self)
+{
+    return get_fd(self->socket) == self->fd;
+}
+
 /* -- what comes in -- */
 
 /* Tell whether the task that calls hooks is parked; -1 for an error. */
 static int
-is_parked(const Lane *self, const State *state)
+is_parked(const Lane *self, const State *state, bool steps)
 {
     if (self->hook == NULL) {
         return 0;
     }
-    PyObject *waiter = PyObject_GetAttr(self->bell, state->names.waiter);
+    PyObject *bell = Py_NewRef(self->bell);
+    PyObject *waiter = PyObject_GetAttr(bell, state->names.waiter);
+    Py_DECREF(bell);
     if (waiter == NULL) {
         return -1;
     }
     int parked = waiter != Py_None;
-    if (parked && ((Poller *)self->poller)->steps == Py_True) { /* a future, which may be done */
+    if (parked && steps) { /* a future, which may be done */
         PyObject *answer = PyObject_CallMethodNoArgs(waiter, state->names.done);
         parked = answer == NULL ? -1 : answer == Py_False;
         Py_XDECREF(answer);
     }
     Py_DECREF(waiter);
-    return parked;
+    return parked > 0 && self->hook == NULL ? 0 : parked;
 }
 
 typedef enum { FAILED = -1, DONE, LEFT } Outcome; /* LEFT: the task has to go on with it */
@@ -366,18 +403,17 @@ call_hook(const State *state, bool steps, PyObject *inbox, PyObject *hook, PyObj
 
 /* Call the hook for data messages one after the other; return how many are dealt with, -1 for an error. */
 static Py_ssize_t
-call_hooks(Lane *self, const State *state, bool steps, PyObject *messages)
+call_hooks(const Lane *self, const State *state, bool steps, PyObject *inbox, PyObject *hook, bool by_data,
+           PyObject *messages)
 {
     Py_ssize_t position = 0;
-    PyObject *inbox = Py_NewRef(self->inbox), *hook = Py_NewRef(self->hook);
-    const bool by_data = self->by_data;
-    while (position < PyList_GET_SIZE(messages) && position < FAIR) {
+    while (position < PyList_GET_SIZE(messages)) {
         PyObject *message = PyList_GET_ITEM(messages, position);
         if (PyLong_AsLong(PyTuple_GET_ITEM(message, 0)) > BINARY) {
             break;
         }
-        if (position) { /* an earlier hook may have had the task woken */
-            const int parked = is_parked(self, state);
+        if (position) { /* an earlier hook may have had the task woken, or another one called */
+            const int parked = self->hook == hook ? is_parked(self, state, steps) : 0;
             if (parked <= 0) {
                 position = parked < 0 ? -1 : position;
                 break;
@@ -390,8 +426,6 @@ call_hooks(Lane *self, const State *state, bool steps, PyObject *messages)
             break;
         }
     }
-    Py_DECREF(inbox);
-    Py_DECREF(hook);
     return position;
 }
 
@@ -399,56 +433,49 @@ call_hooks(Lane *self, const State *state, bool steps, PyObject *messages)
 static Py_ssize_t
 call_hooks_for_task(Lane *self, const State *state, Poller *poller, PyObject *messages)
 {
-    const bool steps = poller->steps == Py_True;
-    PyObject *task = Py_NewRef(self->task), *context = Py_NewRef(self->context);
+    const bool steps = poller->steps == Py_True, by_data = self->by_data;
+    PyObject *const used[] = {self->inbox,   self->hook,    self->task,
+                              self->context, poller->enter, poller->leave};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(used); i++) { /* any of them may be replaced meanwhile */
+        Py_INCREF(used[i]);
+    }
+    PyObject *const inbox = used[0], *const hook = used[1], *const task = used[2];
+    PyObject *const context = used[3], *const enter = used[4], *const leave = used[5];
     Py_ssize_t count = -1;
-    PyObject *entered = steps ? PyObject_CallOneArg(poller->enter, task) : Py_NewRef(Py_None);
+    PyObject *entered = steps ? PyObject_CallOneArg(enter, task) : Py_NewRef(Py_None);
     if (entered != NULL && PyContext_Enter(context) == 0) {
         self->running = true;
-        count = call_hooks(self, state, steps, messages);
+        count = call_hooks(self, state, steps, inbox, hook, by_data, messages);
         self->running = false;
         PyObject *raised = count < 0 ? take_raised() : NULL;
         if (PyContext_Exit(context) < 0) {
             count = -1;
         }
-        else if (raised != NULL) {
-            PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
-        }
-        Py_XDECREF(raised);
+        raise_again(raised);
     }
     if (entered != NULL && steps) {
         PyObject *raised = count < 0 ? take_raised() : NULL;
-        PyObject *left = PyObject_CallOneArg(poller->leave, task);
+        PyObject *left = PyObject_CallOneArg(leave, task);
         if (left == NULL) {
             count = -1;
         }
-        else if (raised != NULL) {
-            PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
-        }
+        raise_again(raised);
         Py_XDECREF(left);
-        Py_XDECREF(raised);
     }
     Py_XDECREF(entered);
-    Py_DECREF(task);
-    Py_DECREF(context);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(used); i++) {
+        Py_DECREF(used[i]);
+    }
     return count;
 }
 
-/* Have the messages of one read dealt with: by the hook, where its task is parked, or by the receiver. */
+/* Have the hook called for the messages of one read, and the receiver for those that are left then; the
+   replies leave together. */
 static int
-deliver(Lane *self, const State *state, PyObject *messages)
+call_hooks_and_receiver(Lane *self, const State *state, Poller *poller, PyObject *receiver,
+                        PyObject *messages)
 {
     const Py_ssize_t size = PyList_GET_SIZE(messages);
-    const bool is_over = state->framing->is_finished(self->reader);
-    if (size == 0 && !is_over) {
-        return 0;
-    }
-    const int parked = is_over ? 0 : is_parked(self, state);
-    if (parked <= 0) {
-        return parked < 0 ? -1 : tell(self->receiver, state->names.messages_received, Py_NewRef(messages));
-    }
-    PyObject *receiver = Py_NewRef(self->receiver), *keeps_poller = Py_NewRef(self->poller);
-    Poller *poller = (Poller *)keeps_poller;
     const bool gathers = size > 1 && poller->corked == Py_False;
     if (gathers) {
         set_flag(&poller->corked, true);
@@ -460,16 +487,39 @@ deliver(Lane *self, const State *state, PyObject *messages)
     }
     if (gathers) {
         PyObject *raised = status < 0 ? take_raised() : NULL;
-        if (call(keeps_poller, state->names.uncork) < 0) {
+        if (call((PyObject *)poller, state->names.uncork) < 0) {
             status = -1;
         }
-        else if (raised != NULL) {
-            PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
-        }
-        Py_XDECREF(raised);
+        raise_again(raised);
     }
-    Py_DECREF(receiver);
-    Py_DECREF(keeps_poller);
+    return status;
+}
+
+/* Have received bytes dealt with. */
+static int
+deliver(Lane *self, const State *state, PyObject *reader, Poller *poller, PyObject *receiver, size_t received)
+{
+    PyObject *messages = state->framing->feed(reader, poller->view.buf, received);
+    if (messages == NULL) {
+        return -1;
+    }
+    const Py_ssize_t size = PyList_GET_SIZE(messages);
+    const bool is_over = state->framing->is_finished(reader);
+    int status = 0;
+    if (size || is_over) {
+        const bool steps = poller->steps == Py_True;
+        const int parked = is_over || size > FAIR ? 0 : is_parked(self, state, steps);
+        if (parked < 0) {
+            status = -1;
+        }
+        else if (parked && poller->enter != NULL && poller->leave != NULL) {
+            status = call_hooks_and_receiver(self, state, poller, receiver, messages);
+        }
+        else {
+            status = tell(receiver, state->names.messages_received, Py_NewRef(messages));
+        }
+    }
+    Py_DECREF(messages);
     return status;
 }
 
@@ -485,30 +535,35 @@ lane_readable(PyObject *op, PyObject *Py_UNUSED(nothing))
     if (state == NULL) {
         return PyObject_CallMethod(op, "_readable", NULL);
     }
-    if (self->reading != Py_True || self->finishing != Py_False
-        || state->framing->is_finished(self->reader)) {
+    Poller *poller = (Poller *)self->poller;
+    if (self->reading != Py_True || self->finishing != Py_False || poller->buffer == NULL
+        || state->framing->is_finished(self->reader) || !is_still_open(self)) {
         return PyObject_CallMethodNoArgs(op, state->names._readable);
     }
-    const Py_buffer *into = &((Poller *)self->poller)->view;
-    const ssize_t size = recv(self->fd, into->buf, (size_t)into->len, 0);
+    const ssize_t size = recv(self->fd, poller->view.buf, (size_t)poller->view.len, 0);
     if (size < 0) {
         if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
             Py_RETURN_NONE;
         }
         return none_or_raise(tell(op, state->names._receive_failed, take_system_error()));
     }
+    int status;
     if (size == 0) {
-        return none_or_raise(call(op, state->names._receive_ended));
+        status = call(op, state->names._receive_ended);
     }
-    self->reads++;
-    PyObject *keeps_self = Py_NewRef(op);
-    PyObject *messages = state->framing->feed(self->reader, into->buf, (size_t)size);
-    int status = messages == NULL ? -1 : deliver(self, state, messages);
-    Py_XDECREF(messages);
+    else {
+        self->reads++;
+        /* Any of them may be replaced by what is called now. */
+        PyObject *reader = Py_NewRef(self->reader), *receiver = Py_NewRef(self->receiver);
+        Py_INCREF(poller);
+        status = deliver(self, state, reader, poller, receiver, (size_t)size);
+        Py_DECREF(poller);
+        Py_DECREF(receiver);
+        Py_DECREF(reader);
+    }
     if (status < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
         status = tell(op, state->names._receive_raised, take_raised());
     }
-    Py_DECREF(keeps_self);
     return none_or_raise(status);
 }
 
@@ -547,39 +602,43 @@ gather(Lane *self, const State *state, PyObject *frame)
         return -1;
     }
     const Py_ssize_t size = PyBytes_GET_SIZE(frame);
-    const int status = PyList_Append(self->outbox, frame);
+    const bool is_full = self->buffered + size > self->outbox_size;
+    int status = 0;
+    if (!is_full && self->gathered != Py_True) { /* before the frame, which would stay for ever without it */
+        status = PyList_Append(((Poller *)self->poller)->waiting, (PyObject *)self);
+        if (status == 0) {
+            set_flag(&self->gathered, true);
+        }
+    }
+    if (status == 0) {
+        status = PyList_Append(self->outbox, frame);
+    }
     Py_DECREF(frame);
     if (status < 0) {
         return -1;
     }
     self->buffered += size;
-    if (self->buffered > self->outbox_size) {
+    if (is_full) {
         set_flag(&self->full, true);
         return call((PyObject *)self, state->names.flush);
     }
-    if (self->gathered == Py_True) {
-        return 0;
-    }
-    set_flag(&self->gathered, true);
-    return PyList_Append(((Poller *)self->poller)->waiting, (PyObject *)self);
+    return 0;
 }
 
-/* Deal with what send() has told: a frame may have been taken in part, or not at all. */
+/* Deal with a frame of which send() has taken a part, or nothing: NULL if there was no memory for it. The
+   reference to it is taken over. */
 static int
 after_send(Lane *self, const State *state, ssize_t sent, PyObject *frame)
 {
-    if (frame == NULL) {
-        return -1;
+    PyObject *rest = frame;
+    if (frame != NULL && sent) {
+        rest = PyBytes_FromStringAndSize(PyBytes_AS_STRING(frame) + sent, PyBytes_GET_SIZE(frame) - sent);
+        Py_DECREF(frame);
     }
-    int status = 0;
-    const Py_ssize_t size = PyBytes_GET_SIZE(frame);
-    if (sent < size) {
-        PyObject *rest = sent == 0 ? Py_NewRef(frame)
-                                   : PyBytes_FromStringAndSize(PyBytes_AS_STRING(frame) + sent, size - sent);
-        status = tell((PyObject *)self, state->names._wait_to_send, rest);
+    if (rest == NULL && sent) { /* the peer would take the next frame for the rest of this one */
+        return tell((PyObject *)self, state->names._break, take_raised());
     }
-    Py_DECREF(frame);
-    return status;
+    return tell((PyObject *)self, state->names._wait_to_send, rest);
 }
 
 /* Send one frame: a short one in one piece, a long one of a server from where its payload is. */
@@ -631,18 +690,32 @@ send_frame(Lane *self, const State *state, const uint8_t *header, size_t start, 
     return after_send(self, state, sent, frame);
 }
 
+static bool
+is_list(PyObject *object)
+{
+    return object != NULL && PyList_CheckExact(object);
+}
+
+/* Tell whether nothing stands in the way of a message. */
+static bool
+may_send(const Lane *self)
+{
+    if (self->state == NULL || self->finishing != Py_False || !is_empty(self->rest) || !is_list(self->outbox)
+        || !is_still_open(self)) {
+        return false;
+    }
+    const Poller *poller = (Poller *)self->poller;
+    return poller->corked == Py_False ? !PyList_GET_SIZE(self->outbox) : is_list(poller->waiting);
+}
+
 /* Send a message, where nothing stands in its way; return whether that was so. */
 static PyObject *
 send_message(Lane *self, int opcode, PyObject *data)
 {
+    if (!may_send(self)) {
+        Py_RETURN_FALSE;
+    }
     const State *state = self->state;
-    if (state == NULL || self->finishing != Py_False || !is_empty(self->rest)) {
-        Py_RETURN_FALSE;
-    }
-    const bool corked = ((Poller *)self->poller)->corked != Py_False;
-    if (!PyList_CheckExact(self->outbox) || (!corked && PyList_GET_SIZE(self->outbox))) {
-        Py_RETURN_FALSE;
-    }
     const uint8_t *payload;
     size_t size;
     if (state->framing->get_payload(data, &payload, &size) < 0) {
@@ -664,11 +737,16 @@ send_message(Lane *self, int opcode, PyObject *data)
             return NULL;
         }
         key = (const uint8_t *)PyBytes_AS_STRING(fresh_key);
+        if (!may_send(self)) { /* it is Python: a signal's handler may have run, or a finalizer */
+            Py_DECREF(fresh_key);
+            Py_RETURN_FALSE;
+        }
     }
     uint8_t header[FRAMING_HEADER_MOST];
     const size_t start = state->framing->write_header(header, opcode, key, size);
     const int status
-        = corked ? gather(self, state, build_frame(state->framing, header, start, payload, size, key))
+        = ((Poller *)self->poller)->corked != Py_False
+              ? gather(self, state, build_frame(state->framing, header, start, payload, size, key))
                  : send_frame(self, state, header, start, payload, size, key);
     Py_XDECREF(fresh_key);
     if (status < 0) {
@@ -709,6 +787,27 @@ PyDoc_STRVAR(attach_doc,
 "attach($self, reader, masking_key, longest, /)\n--\n\n"
 "Serve a connection that is open, until there is another receiver.");
 
+static const char *
+name_of_type(PyObject *object)
+{
+    return Py_TYPE(object)->tp_name;
+}
+
+/* Get the transport's socket; NULL, with or without an exception, if the fast lane is not for it. */
+static PyObject *
+get_socket(Lane *self, const State *state)
+{
+    PyObject *socket = PyObject_GetAttr((PyObject *)self, state->names._socket);
+    PyObject *answer = socket == NULL ? NULL : PyObject_CallMethodNoArgs(socket, state->names.fileno);
+    const long fd = answer == NULL ? -1 : PyLong_AsLong(answer);
+    Py_XDECREF(answer);
+    if (PyErr_Occurred() || fd != self->fd
+        || (size_t)Py_TYPE(socket)->tp_basicsize < sizeof(PyObject) + sizeof(int) || get_fd(socket) != fd) {
+        Py_CLEAR(socket);
+    }
+    return socket;
+}
+
 static PyObject *
 lane_attach(PyObject *op, PyTypeObject *defining, PyObject *const *args, Py_ssize_t given, PyObject *kwnames)
 {
@@ -718,21 +817,40 @@ lane_attach(PyObject *op, PyTypeObject *defining, PyObject *const *args, Py_ssiz
         PyErr_SetString(PyExc_TypeError, "attach() takes reader, masking_key and longest");
         return NULL;
     }
+    if (!Py_IS_TYPE(args[0], state->framing->reader_type)) {
+        return PyErr_Format(PyExc_TypeError, "reader: a compiled MessageReader is needed, not %s",
+                            name_of_type(args[0]));
+    }
+    if (args[1] != Py_None && !PyCallable_Check(args[1])) {
+        return PyErr_Format(PyExc_TypeError, "masking_key: a function or None is needed, not %s",
+                            name_of_type(args[1]));
+    }
     const Py_ssize_t longest = PyLong_AsSsize_t(args[2]);
-    if (longest == -1 && PyErr_Occurred()) {
+    if (longest < 0) {
+        return PyErr_Occurred() ? NULL
+                                : PyErr_Format(PyExc_ValueError, "longest: 0 bytes or more, not %zd", longest);
+    }
+    PyObject *socket = get_socket(self, state);
+    if (socket == NULL) {
+        return none_or_raise(PyErr_Occurred() ? -1 : 0);
+    }
+    if (self->poller == NULL || !PyObject_TypeCheck(self->poller, state->poller_type)
+        || ((Poller *)self->poller)->buffer == NULL || self->receiver == NULL) {
+        Py_DECREF(socket);
+        PyErr_SetString(PyExc_TypeError, "attach() needs a receiver and a poller's buffer");
         return NULL;
     }
-    if (!Py_IS_TYPE(args[0], state->framing->reader_type) || self->poller == NULL
-        || !PyObject_TypeCheck(self->poller, state->poller_type)
-        || ((Poller *)self->poller)->buffer == NULL || self->outbox == NULL || self->receiver == NULL) {
-        PyErr_SetString(PyExc_TypeError, "attach() needs a receiver, and the compiled reader and poller");
-        return NULL;
-    }
+    Py_INCREF(op);
     detach(self);
-    self->reader = Py_NewRef(args[0]);
-    self->key_source = args[1] == Py_None ? NULL : Py_NewRef(args[1]);
-    self->longest = longest;
-    self->state = state;
+    if (self->reader == NULL) { /* as it is, unless another attach() was called by what was let go */
+        self->reader = Py_NewRef(args[0]);
+        self->key_source = args[1] == Py_None ? NULL : Py_NewRef(args[1]);
+        self->socket = Py_NewRef(socket);
+        self->longest = longest;
+        self->state = state;
+    }
+    Py_DECREF(socket);
+    Py_DECREF(op);
     Py_RETURN_NONE;
 }
 
@@ -748,17 +866,26 @@ lane_arm(PyObject *op, PyObject *const *args, Py_ssize_t given)
         PyErr_SetString(PyExc_TypeError, "arm() takes inbox, bell, hook, by_data, task and context");
         return NULL;
     }
+    if (!PyCallable_Check(args[2])) {
+        return PyErr_Format(PyExc_TypeError, "hook: a function is needed, not %s", name_of_type(args[2]));
+    }
+    if (!PyContext_CheckExact(args[5])) {
+        return PyErr_Format(PyExc_TypeError, "context: a contextvars.Context is needed, not %s",
+                            name_of_type(args[5]));
+    }
     const int by_data = PyObject_IsTrue(args[3]);
     if (by_data < 0) {
         return NULL;
     }
     disarm(self);
-    self->inbox = Py_NewRef(args[0]);
-    self->bell = Py_NewRef(args[1]);
-    self->by_data = by_data;
-    self->task = Py_NewRef(args[4]);
-    self->context = Py_NewRef(args[5]);
-    self->hook = Py_NewRef(args[2]);
+    if (self->hook == NULL) { /* as it is, unless another arm() was called by what was let go */
+        self->inbox = Py_NewRef(args[0]);
+        self->bell = Py_NewRef(args[1]);
+        self->hook = Py_NewRef(args[2]);
+        self->by_data = by_data;
+        self->task = Py_NewRef(args[4]);
+        self->context = Py_NewRef(args[5]);
+    }
     Py_RETURN_NONE;
 }
 
@@ -786,8 +913,8 @@ static int
 set_relied_on(PyObject *op, PyObject *value, void *offset)
 {
     PyObject **place = (PyObject **)((char *)op + (size_t)offset), *old = *place;
-    detach((Lane *)op);
     *place = value == Py_None ? NULL : Py_XNewRef(value);
+    detach((Lane *)op);
     Py_XDECREF(old);
     return 0;
 }

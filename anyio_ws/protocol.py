@@ -246,10 +246,12 @@ class Protocol:
     def note_end(self, messages: list[Message]) -> None:
         """Note the end of the input if the reader has met it: for who feeds :attr:`reader` past us.
 
+        A reader that :meth:`lost` has ended has met none.
+
         :param messages: what :meth:`MessageReader.feed` has returned
         """
         reader = self.reader
-        if reader is not None and reader.finished and not self.input_ended:
+        if self._may_receive and reader is not None and reader.finished and not self.input_ended:
             self.input_ended = True
             self.error = reader.error
             if self.error is None:
