@@ -3,6 +3,7 @@
 from ._version import __version__
 from .broadcast import broadcast
 from .client import Client, connect
+from .closing import ConnectionBroken, ConnectionEnded, ConnectionShut
 from .config import (
     BuffersConfig,
     ClientConfig,
@@ -11,7 +12,7 @@ from .config import (
     ThreadPoolConfig,
     buffer_provider,
 )
-from .conn import Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
+from .conn import Conn
 from .deflate import Compression
 from .events import CloseCode, Message, MessageType, Opcode
 from .exceptions import (

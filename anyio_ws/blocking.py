@@ -30,7 +30,7 @@ from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from . import client as asynchronous
 from .buffers import BufferStatistics
-from .conn import ConnectionEnded, ConnectionShut
+from .closing import ConnectionEnded, ConnectionShut
 from .events import CloseCode, Message, MessageType
 from .framing import Frame
 from .from_thread import Kept

@@ -1,21 +1,19 @@
 """A connection: one protocol machine over one transport, with an inbox, an outbox and deadlines.
 
-:class:`Conn` is the same for servers and clients, asyncio and Trio. Three rules carry it:
+:class:`Conn` is the same for servers and clients, asyncio and Trio. Two rules carry it:
 
 * **Received bytes are dealt with where they arrive**, in one synchronous step: control frames are
   answered there, whatever the application is doing, and messages go to the inbox.
 * **A write encodes and hands over in one synchronous step.** It waits, if it must, *before* that. So
   frames never interleave, and a cancelled write has sent its message whole or not at all.
-* **The end comes after what came before it.** A peer's Close, and the answer to a peer's violation, take
-  effect at once when the application has nothing left to do; otherwise after the messages before it,
-  and after ``close_timeout`` in any case.
+
+How it ends stands in ``closing.py``.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,37 +23,25 @@ from anyio import TypedAttributeSet, typed_attribute
 from anyio.abc import ObjectStream
 
 from .buffers import BufferPool, ConnectionBuffers, MessageStorage
+from .closing import Closable, ConnectionEnded, ConnectionShut
 from .config import ClientConfig, Config
 from .deadlines import Deadline, Deadlines
 from .deflate import Deflater, Inflater, Parameters, build_codec
-from .events import CloseCode, Message, MessageType, build_close
-from .exceptions import ConnectionClosed, LocalProtocolError
+from .events import Message, MessageType
+from .exceptions import LocalProtocolError
 from .framing import Frame, writable_bytes
 from .from_thread import FromThread
 from .inbox import Hook, Inbox
+from .pings import Pings
 from .protocol import Move, Protocol, Role, State, masking_key
 from .transport import Address, Transport
 from .views import Views
 from .write_buffer import WriteBuffer
 
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
-LINGER = 2.0  # seconds in which a peer may read our last words before the socket is closed
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
 WHOLE = 131_072  # bytes up to which a message goes out in one frame
 _ids = itertools.count(1)
-_DATA = frozenset({MessageType.TEXT, MessageType.BINARY})
-
-
-class ConnectionEnded(ConnectionClosed, anyio.EndOfStream):
-    """The peer closed the connection in order; there is nothing more to receive."""
-
-
-class ConnectionShut(ConnectionClosed, anyio.ClosedResourceError):
-    """We closed the connection."""
-
-
-class ConnectionBroken(ConnectionClosed, anyio.BrokenResourceError):
-    """The connection broke, or was closed by the peer and cannot be written to."""
 
 
 class WebSocketAttribute(TypedAttributeSet):
@@ -72,7 +58,7 @@ class WebSocketAttribute(TypedAttributeSet):
 _ATTRIBUTES = tuple(WebSocketAttribute.__annotations__)
 
 
-class Conn(ObjectStream["str | bytes"]):
+class Conn(Closable, ObjectStream["str | bytes"]):
     """A WebSocket connection.
 
     It is an AnyIO object stream of text (``str``) and binary (``bytes``) messages, and can be iterated.
@@ -82,34 +68,14 @@ class Conn(ObjectStream["str | bytes"]):
     """
 
     __slots__ = (
-        "_answer",
         "_buffers",
-        "_cause",
         "_checks",
-        "_clock",
         "_compression",
-        "_config",
-        "_deadlines",
-        "_discarding",
-        "_end",
-        "_failed",
-        "_gone",
-        "_inbox",
-        "_input_ended",
-        "_is_gone",
-        "_keepalive_ping",
         "_lane",
-        "_latency",
-        "_leaving",
-        "_manual",
         "_next_ping",
-        "_our_close",
         "_pending_pong",
         "_pings",
-        "_protocol",
-        "_room",
         "_subprotocol",
-        "_transport",
         "_views",
         "id",
     )
@@ -125,60 +91,29 @@ class Conn(ObjectStream["str | bytes"]):
         self.id: int = next(_ids)
         self._buffers = buffers
         self._views = Views(buffers)
-        self._protocol = Protocol(
+        protocol = Protocol(
             role,
             max_message_size=config.max_message_size,
             utf8=config.utf8 == "strict",
             buffers=buffers,
             view=config.message_view,
         )
-        self._transport = transport
+        inbox = Inbox(transport, deadlines.poller, config.inbox_size, self._control, self._views.give_back)
+        super().__init__(protocol, transport, inbox, deadlines, config)
         self._lane = transport.lane
         transport.receiver = self
-        self._deadlines = deadlines
-        self._config = config
-        self._manual: frozenset[MessageType] = frozenset()
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
-        self._inbox = Inbox(
-            transport, deadlines.poller, config.inbox_size, self._control, self._views.give_back
-        )
-        self._input_ended = False
-        self._discarding = False  # the application closed; it wants no more messages
-        # The outbox.
-        self._room: anyio.Event | None = None  # set when writers wait
-        self._pending_pong: bytes | None = None
-        # The end.
-        self._is_gone = False
-        self._gone: anyio.Event | None = None  # set when somebody waits for it
-        self._cause: Exception | None = None
-        self._our_close: tuple[int, str] | None = None
-        self._end: tuple[float, Deadline] | None = None
-        self._answer: Deadline | None = None  # when what ended the input is answered in any case
-        self._leaving = False
-        self._failed = False
-        # Pings.
-        self._pings: dict[bytes, _SentPing] = {}
-        self._latency: float | None = None
-        self._clock = deadlines.poller.time
+        self._pending_pong: bytes | None = None  # waits for room
+        self._pings = Pings(deadlines.poller.time)
         self._next_ping: Deadline | None = None
-        self._checks: dict[bytes, Deadline] = {}  # whether each keepalive Ping was followed by anything
-        self._keepalive_ping: tuple[bytes, float] = b"", 0.0
+        # For each keepalive Ping: whether it was followed by anything.
+        self._checks: tuple[tuple[bytes, Deadline], ...] = ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.state.name}>"
 
     # --- what it is -------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> State:
-        """Where the connection stands between CONNECTING and CLOSED."""
-        return self._protocol.state
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing can be written any more."""
-        return not self._protocol.can(Move.SEND) and self._protocol.state is not State.CONNECTING
 
     @property
     def remote_address(self) -> Address:
@@ -201,28 +136,9 @@ class Conn(ObjectStream["str | bytes"]):
         return self._compression
 
     @property
-    def close_code(self) -> int | None:
-        """The close code of a connection that has ended or is ending, ``None`` before.
-
-        The peer's, or the one this side failed the connection with; 1005 when the peer's Close had
-        none, 1006 when the connection was lost without one (RFC 6455 §7.1.5).
-        """
-        return self._protocol.close_code
-
-    @property
-    def close_reason(self) -> str:
-        """The reason that came with the close code (RFC 6455 §7.1.6)."""
-        return self._protocol.close_reason
-
-    @property
-    def closed_by(self) -> Role | None:
-        """Which end sent the first Close, ``None`` if none did."""
-        return self._protocol.closed_by
-
-    @property
     def latency(self) -> float | None:
         """The round-trip time of the last answered ping in seconds, ``None`` before there was one."""
-        return self._latency
+        return self._pings.latency
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -393,13 +309,13 @@ class Conn(ObjectStream["str | bytes"]):
         """
         if self._transport.full:
             await self._wait_for_room()
-        payload, ping = os.urandom(8), _SentPing(self._clock)
-        self._hand_over(self._protocol.send_ping, payload)
-        self._pings[payload] = ping
+        ping = self._pings.make()
+        self._hand_over(self._protocol.send_ping, ping.payload)
+        self._pings.add(ping)
         try:
             await ping.answered.wait()
         finally:
-            self._pings.pop(payload, None)
+            self._pings.forget(ping)
         if self._is_gone:
             raise self._closed_error(sending=True)
         return ping.latency
@@ -523,196 +439,6 @@ class Conn(ObjectStream["str | bytes"]):
             hook, by_data = partial(self._views.call, hook, by_data), False
         return self._inbox.dispatch_all(hook, by_data, self._finish_input)
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the connection is gone and its transport closed."""
-        return self._is_gone
-
-    # --- closing: RFC 6455 §7 ---------------------------------------------------------------------
-
-    async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
-        """Do the closing handshake and wait until the connection is gone.
-
-        Messages that arrive from now on are discarded. When the peer does not answer within
-        ``close_timeout`` seconds the connection is aborted. Closing a closed connection only waits.
-
-        :param code: 1000, or another code that may be sent (RFC 6455 §7.4)
-        :param reason: at most 123 bytes of UTF-8
-        :raises ValueError: when code or reason may not be sent; nothing has happened then
-        :raises LocalProtocolError: during the opening handshake; raise ``Reject`` there
-
-        Cancellation: the connection is closed all the same; only the waiting ends.
-        """
-        self.close_nowait(code, reason)
-        await self.wait_gone()
-
-    async def close_with_code(self, code: int) -> None:
-        """Close with a code and no reason; see :meth:`close`."""
-        await self.close(code)
-
-    async def close_with_reason(self, code: int, reason: str) -> None:
-        """Close with a code and a reason; see :meth:`close`."""
-        await self.close(code, reason)
-
-    def close_nowait(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
-        """Start the closing handshake without waiting for its end; see :meth:`close`."""
-        build_close(code, reason)
-        if self._protocol.state is State.CONNECTING:
-            raise LocalProtocolError("the opening handshake is not done; raise Reject to refuse it")
-        self._discarding = True
-        self.discard_messages()
-        if self._protocol.error is not None:
-            self._finish_input()
-        else:
-            self._send_close(code, reason)
-
-    async def send_eof(self) -> None:
-        """Send a Close with code 1000; what the peer still sends can be received."""
-        if self._protocol.state is State.CONNECTING:
-            raise LocalProtocolError("the opening handshake is not done")
-        self._send_close(CloseCode.NORMAL_CLOSURE, "")
-
-    async def aclose(self) -> None:
-        """Close with code 1000 and wait until the connection is gone; see :meth:`close`.
-
-        Cancellation: the connection is aborted, as AnyIO asks of every resource.
-        """
-        try:
-            if self._protocol.state is State.CONNECTING:
-                self.abort()
-                await self.wait_gone()
-            else:
-                await self.close()
-        except anyio.get_cancelled_exc_class():
-            self.abort()
-            raise
-
-    def abort(self, cause: Exception | None = None) -> None:
-        """Cut the connection at once, without a closing handshake: code 1006.
-
-        :param cause: what the errors of later calls name as their cause
-        """
-        if not self._is_gone:
-            self._cause = self._cause or cause
-            self._protocol.lost()
-            self._wake_writers()
-        self._transport.abort(cause)
-
-    def fail(self, code: int, reason: str = "") -> None:
-        """*Fail the connection* (RFC 6455 §7.1.7): a Close that says why, then the end."""
-        self._inbox.end()
-        self._failed = self._protocol.error is None
-        self._transport.write(self._protocol.fail(code, reason))
-        self._wake_writers()
-        self._leave(LINGER, half_close=True, await_eof=True)
-
-    def go_away(self, code: int, reason: str) -> None:
-        """Send a Close because this end shuts down; what was received is still handed over."""
-        self._send_close(code, reason)
-
-    def leave(self, code: int, reason: str) -> None:
-        """Close because the application has returned: what it did not receive is discarded."""
-        self.discard_messages()
-        self._finish_input()
-        self._send_close(code, reason)
-
-    def discard_messages(self) -> None:
-        """Forget the messages that nobody will receive any more."""
-        self._inbox.discard()
-        if self._protocol.state is State.CLOSE_SENT:  # the peer's Close may be behind what we had no room for
-            self._transport.resume()
-
-    async def wait_gone(self) -> None:
-        """Wait until the connection is gone and its transport closed."""
-        if not self._is_gone:
-            self._gone = self._gone or anyio.Event()
-            await self._gone.wait()
-
-    def _send_close(self, code: int, reason: str) -> None:
-        if self._protocol.can(Move.SEND_CLOSE):
-            self._our_close = code, reason
-            self._transport.write(self._protocol.send_close(code, reason))
-            self._closing_moved()
-
-    def _closing_moved(self) -> None:
-        """Go on with the closing handshake after a Close of ours, or of the peer's."""
-        state = self._protocol.state
-        if state is State.CLOSED:
-            # §7.1.1: the server closes the TCP connection first, the client waits for it.
-            is_client = self._protocol.role is Role.CLIENT
-            self._leave(self._config.close_timeout, await_eof=is_client)
-        elif state is State.CLOSE_SENT:
-            self._transport.resume()
-            self._end_by(self._config.close_timeout, self._close_timed_out)
-        if state >= State.CLOSE_SENT:
-            self._wake_writers()
-
-    def _close_timed_out(self) -> None:
-        self.abort(TimeoutError(f"the peer did not close within {self._config.close_timeout} seconds"))
-
-    def _leave(self, timeout: float, *, half_close: bool = False, await_eof: bool = False) -> None:
-        """Have the transport end in order within *timeout* seconds, and by force after that."""
-        if not self._leaving:
-            self._leaving = True
-            self._transport.finish(half_close=half_close, await_eof=await_eof)
-            self._end_by(timeout, self._transport.abort)
-
-    def _end_by(self, timeout: float, callback: Callable[[], None]) -> None:
-        """Set the time of the end; it may come earlier than was set before, and never later."""
-        when = self._deadlines.poller.loop_time() + timeout
-        if self._is_gone or (self._end is not None and self._end[0] <= when):
-            return
-        if self._end is not None:
-            self._end[1].cancel()
-        self._end = when, self._deadlines.call_later(timeout, callback)
-
-    def _end_input(self) -> None:
-        """Note that the peer's Close, or its violation, is the last thing there is to receive."""
-        self._input_ended = True
-        self._inbox.end()
-        if self._protocol.error is not None:
-            self._cause = self._cause or self._protocol.error
-            self._transport.pause()
-        elif self._protocol.state is State.CLOSED:
-            self._closing_moved()
-            return
-        if self._inbox.is_idle or self._discarding:
-            self._finish_input()
-        else:
-            self._answer = self._deadlines.call_later(self._config.close_timeout, self._finish_input)
-
-    def _finish_input(self) -> None:
-        """Answer what ended the input, once the messages before it are dealt with (or never will be)."""
-        if self._is_gone or self._protocol.state is State.CLOSED or self._leaving:
-            return
-        if self._protocol.error is not None:
-            self.fail(self._protocol.error.code, self._protocol.error.reason)
-        elif self._protocol.state is State.CLOSE_RECEIVED:
-            if MessageType.CLOSE in self._manual:
-                self._leave(self._config.close_timeout)
-            else:
-                self._transport.write(self._protocol.answer_close())
-                self._closing_moved()
-
-    def _closed_error(self, *, sending: bool) -> Exception:
-        """Say why the connection cannot be used any more, in AnyIO's terms."""
-        protocol = self._protocol
-        if protocol.state is State.CONNECTING:
-            return LocalProtocolError("the opening handshake is not done; write from after_init on")
-        error: ConnectionClosed
-        code, reason = protocol.close_code, protocol.close_reason
-        if code is None:
-            code, reason = self._our_close or (CloseCode.ABNORMAL_CLOSURE, "")
-        ours = protocol.closed_by is protocol.role and not self._cause
-        if self._discarding or (ours and (sending or self._failed)):
-            error = ConnectionShut(code, reason)
-        elif sending or self._cause is not None or code == CloseCode.ABNORMAL_CLOSURE:
-            error = ConnectionBroken(code, reason)
-        else:
-            error = ConnectionEnded(code, reason)
-        error.__cause__ = self._cause
-        return error
-
     # --- what the two ends and the transport call ---------------------------------------------------
 
     def open(
@@ -773,25 +499,10 @@ class Conn(ObjectStream["str | bytes"]):
         assert isinstance(message.data, bytes)
         is_wanted = message.type in self._manual
         if message.type is MessageType.PONG:
-            self._match_pong(message.data)
+            self._pings.match(message.data)
         elif message.type is MessageType.PING and not is_wanted:
             self._pong(message.data)
         return is_wanted
-
-    def _match_pong(self, data: bytes) -> None:
-        """Find the Ping that a Pong answers; a Pong that answers none is fine (§5.5.3)."""
-        payload, sent = self._keepalive_ping
-        if data in self._pings:
-            # "only the most recently processed Ping frame" may be answered: so are those before it
-            for earlier in list(self._pings):
-                ping = self._pings.pop(earlier)
-                ping.answer()
-                if earlier == data:
-                    self._latency = ping.latency
-                    break
-        elif data and data == payload:
-            self._latency = self._clock() - sent
-            self._keepalive_ping = b"", 0.0
 
     def _pong(self, data: bytes) -> None:
         """Answer a Ping; of several that wait for room only the last (§5.5.3)."""
@@ -807,33 +518,14 @@ class Conn(ObjectStream["str | bytes"]):
             self._pong(pong)
         self._wake_writers()
 
-    def eof_received(self) -> None:
-        """Note that the peer will send nothing more; without a Close that breaks the connection."""
-        if self._protocol.state is not State.CLOSE_RECEIVED and self._protocol.error is None:
-            self.abort(EOFError("the peer ended the stream without a Close"))
-
     def connection_lost(self, error: Exception | None) -> None:
         """Let everybody know that the connection is gone."""
-        if self._protocol.state is not State.CLOSED:
-            self._cause = self._cause or error
-            self._protocol.lost()
-        end = self._end[1] if self._end is not None else None
-        for deadline in (end, self._answer, self._next_ping, *self._checks.values()):
+        super().connection_lost(error)
+        for deadline in (self._next_ping, *(check for _, check in self._checks)):
             if deadline is not None:
                 deadline.cancel()
-        self._is_gone = True
-        if self._gone is not None:
-            self._gone.set()
-        self._inbox.release()
         self._pending_pong = None
-        self._wake_writers()
-        for ping in self._pings.values():
-            ping.answer()
-
-    def _wake_writers(self) -> None:
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+        self._pings.release()
 
     # --- keepalive --------------------------------------------------------------------------------
 
@@ -842,10 +534,9 @@ class Conn(ObjectStream["str | bytes"]):
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
         if not self._protocol.can(Move.SEND) or interval is None:
             return
-        self._keepalive_ping = os.urandom(4), self._clock()
-        self._transport.write(self._protocol.send_ping(self._keepalive_ping[0]))
-        due = self._deadlines.poller.loop_time() + timeout
-        self._check_later(timeout, self._keepalive_ping[0], self._signs_of_life(), due)
+        ping, due = self._pings.keep_alive(), self._deadlines.poller.loop_time() + timeout
+        self._transport.write(self._protocol.send_ping(ping))
+        self._check_later(timeout, ping, self._signs_of_life(), due)
         self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
 
     def _signs_of_life(self) -> int:
@@ -857,7 +548,7 @@ class Conn(ObjectStream["str | bytes"]):
 
     def _check_later(self, seconds: float, ping: bytes, signs: int, due: float) -> None:
         check = partial(self._check_keepalive, ping, signs, due)
-        self._checks[ping] = self._deadlines.call_later(seconds, check)
+        self._checks = *self._checks, (ping, self._deadlines.call_later(seconds, check))
 
     def _check_keepalive(self, ping: bytes, signs: int, due: float) -> None:
         """Abort the connection of a silent peer.
@@ -866,7 +557,7 @@ class Conn(ObjectStream["str | bytes"]):
         sends no Pongs any more. Nor is anything heard while the event loop is held up, by a hook or by
         the machine: by as much as this comes late the peer has longer, once.
         """
-        self._checks.pop(ping, None)
+        self._checks = tuple(check for check in self._checks if check[0] != ping)
         is_silent = self._signs_of_life() == signs
         if not is_silent or not self._transport.reading or not self._protocol.can(Move.RECEIVE):
             return
@@ -876,20 +567,3 @@ class Conn(ObjectStream["str | bytes"]):
         else:
             timeout = self._config.ping_timeout
             self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))
-
-
-class _SentPing:
-    """A Ping whose Pong is waited for."""
-
-    __slots__ = ("_clock", "_sent", "answered", "latency")
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.answered = anyio.Event()
-        self.latency = 0.0
-        self._clock = clock
-        self._sent = clock()
-
-    def answer(self) -> None:
-        """Note that the Pong has come, or never will."""
-        self.latency = self._clock() - self._sent
-        self.answered.set()

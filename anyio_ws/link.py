@@ -21,8 +21,9 @@ from anyio.streams.tls import TLSStream
 
 from .binding import discard
 from .buffers import BufferPool, MessageStorage
+from .closing import LINGER
 from .config import Config
-from .conn import LINGER, Conn
+from .conn import Conn
 from .deadlines import Deadlines
 from .deflate import negotiate
 from .events import CloseCode

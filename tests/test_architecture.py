@@ -52,7 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "tls",
         "binding",
     ),
-    ("handler", "inbox", "conn", "backlog", "broadcast"),
+    ("handler", "inbox", "pings", "closing", "conn", "backlog", "broadcast"),
     ("link", "server", "client"),
     ("workers", "blocking", "streams", "testing.*", "testing"),
     ("__init__",),  # the public names

@@ -18,7 +18,8 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import ObjectStream, SocketAttribute
 
-from anyio_ws.conn import LINGER, Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
+from anyio_ws.closing import LINGER, ConnectionBroken, ConnectionEnded, ConnectionShut
+from anyio_ws.conn import Conn
 from anyio_ws.events import Message, MessageType, Opcode
 from anyio_ws.exceptions import ConnectionClosed, LocalProtocolError, RemoteProtocolError
 from anyio_ws.framing import frame_bin, frame_text
@@ -855,7 +856,7 @@ async def test_ping_cancelled_anywhere_leaves_nothing_behind(how: str) -> None:
             link.beside(answer, link)
             await cut(link.conn.ping())
             await settle()
-            assert link.conn._pings == {}
+            assert link.conn._pings._waiting == {}
             await link.peer.send_frame(TEXT, b"go on")
             assert await link.conn.receive() == "go on"
 
@@ -952,7 +953,7 @@ async def test_ping_raises_when_the_connection_ends_first(end: Do) -> None:
         link.beside(settle_then, link, end)
         with pytest.raises(ConnectionClosed):
             await link.conn.ping()
-        assert link.conn._pings == {}
+        assert link.conn._pings._waiting == {}
 
 
 async def settle_then(link: Link, do: Do) -> None:

@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from anyio_ws import ClientConfig, Config, HandshakeRejected, Reject, testing
-from anyio_ws.conn import Conn, ConnectionBroken, ConnectionEnded, ConnectionShut
+from anyio_ws.closing import ConnectionBroken, ConnectionEnded, ConnectionShut
+from anyio_ws.conn import Conn
 from anyio_ws.events import Message, MessageType
 from anyio_ws.protocol import Role, State
 from anyio_ws.testing import (

@@ -11,7 +11,7 @@ import pytest
 from anyio.abc import ByteStream
 
 from anyio_ws import Client, Server, connect
-from anyio_ws.conn import ConnectionBroken
+from anyio_ws.closing import ConnectionBroken
 from anyio_ws.exceptions import HandshakeError
 from anyio_ws.testing import ChaosProxy, Ending, MemoryListener, Weather, chaos_proxy
 
