@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
-NAMES = ("request", "response", "header", "frames", "deflate", "connection")
+NAMES = ("request", "response", "header", "frames", "deflate", "connection", "lane")
 
 
 def fuzz(name: str, arguments: list[str]) -> None:

@@ -44,6 +44,8 @@ from anyio_ws.testing import WireOracle, build_frame, settle, virtual_clock
 
 from ..support import KEY, Peer, open_end
 from . import builds
+from .lanes import lane
+from .source import Source
 
 _MAX_SIZE = 1_024
 _MAX_HEADERS = 12
@@ -51,39 +53,6 @@ _MAX_BODY = 200
 _COMPRESSION = Compression()
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 _DOCUMENTED = (ConnectionClosed, LocalProtocolError, ValueError, TimeoutError, anyio.BusyResourceError)
-
-
-class Source:
-    """Draws decisions from the bytes of one run; without any left, everything is 0."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all bytes are used."""
-        return self._position >= len(self._data)
-
-    def byte(self) -> int:
-        """Draw a number below 256."""
-        return (self.take(1) or b"\0")[0]
-
-    def take(self, size: int) -> bytes:
-        """Draw up to so many bytes."""
-        taken = self._data[self._position : self._position + size]
-        self._position += len(taken)
-        return taken
-
-    def rest(self) -> bytes:
-        """Draw all bytes that are left."""
-        return self.take(len(self._data))
-
-    def pieces(self) -> list[bytes]:
-        """Draw all bytes that are left, cut into pieces of a size that is drawn first."""
-        size = self.byte() or 10_000
-        rest = self.rest()
-        return [rest[i : i + size] for i in range(0, len(rest), size)] or [b""]
 
 
 def request(data: bytes) -> None:
@@ -384,5 +353,5 @@ class _Script:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (request, response, header, frames, deflate, connection)
+    target.__name__: target for target in (request, response, header, frames, deflate, connection, lane)
 }
