@@ -36,8 +36,9 @@ from .framing import Frame
 from .from_thread import Kept
 from .protocol import Role, State
 from .transport import Address
+from .write_buffer import WriteBuffer as AsynchronousWriteBuffer
 
-__all__ = ["Client", "connect"]
+__all__ = ["Client", "WriteBuffer", "connect"]
 
 T = TypeVar("T")
 Bytes = bytes | bytearray | memoryview
@@ -291,6 +292,19 @@ class Client:
         """Send a Ping, wait for its Pong, and return the round-trip time in seconds."""
         return self._call(self._client.ping)
 
+    def write_buffer(self, message_type: MessageType = MessageType.TEXT) -> WriteBuffer:
+        """Write a message piece by piece, like a file, and send it with ``wb.flush()``.
+
+        ::
+
+            with client.write_buffer(MessageType.TEXT) as wb:
+                json.dump(obj, wb)
+                wb.flush()
+
+        Leaving the block without a flush discards what was written.
+        """
+        return WriteBuffer(self._client.write_buffer(message_type), self._call)
+
     # --- receiving ------------------------------------------------------------------------------------
 
     def receive(self) -> str | bytes:
@@ -457,6 +471,42 @@ class Client:
                 self._portal.call(self._left.set)
             finally:
                 lease.__exit__(None, None, None)
+
+
+class WriteBuffer:
+    """A file-like object for one message after the other; :meth:`Client.write_buffer` makes it.
+
+    One thread may use it at a time. Its memory is its own, so that only :meth:`flush` waits for the event
+    loop.
+
+    :param buffer: the same for asynchronous code
+    :param call: runs a coroutine function in the event loop
+    """
+
+    def __init__(
+        self, buffer: AsynchronousWriteBuffer, call: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+    ) -> None:
+        buffer.leave_pools_alone()
+        self._buffer = buffer
+        self._call = call
+
+    def __enter__(self) -> WriteBuffer:
+        self._buffer.open()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._buffer.close()
+
+    def write(self, data: str | Bytes) -> int:
+        """Add text, or bytes, to the message; return how many characters, or bytes, that were."""
+        return self._buffer.write(data)
+
+    def flush(self, *, compress: bool = True) -> None:
+        """Send what was written since the last flush as one message; nothing, when nothing was written.
+
+        What it raises has sent, and discarded, nothing; an interruption may come after the sending.
+        """
+        self._call(partial(self._buffer.flush, compress=compress))
 
 
 def _abandon(inside: tuple[Any, ...], portal: BlockingPortal, lease: BlockingPortalProvider) -> None:

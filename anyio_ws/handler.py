@@ -233,6 +233,8 @@ class HandlerFactory:
         if tools.threads is not None and not self._runs_no_code:
             make = tools.threads.bind(make)
         handler = await settle(make(**{name: arguments[name] for name in self._names}))
+        if handler is None:
+            raise TypeError(f"{make!r} made no handler; a function that is a handler goes to serve()")
         if tools.threads is None:
             return _HandlerSession(handler, arguments["app"], tools.scratch)
         return _BlockingSession(handler, arguments["app"], tools.scratch, tools.threads)

@@ -80,7 +80,8 @@ def run(
 
     Nothing is printed. The logger ``anyio_ws.workers`` gets the addresses and the life of the workers.
 
-    :param handler: what :class:`Server` takes
+    :param handler: what :class:`Server` takes; a function for :func:`serve` looks like one that makes
+        handlers, and is run with ``anyio.run(serve, function)``
     :param config: the settings; ``worker_count`` says how many processes serve. A worker that dies is
         replaced at once, and with pauses of up to 10 seconds when it keeps dying young. A worker that is
         sent SIGTERM ends in order, and is replaced. ``max_conn`` goes for each worker.

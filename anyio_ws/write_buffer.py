@@ -56,15 +56,27 @@ class WriteBuffer(BufferWriter):
         self._must_check = False  # text was written as bytes
 
     async def __aenter__(self) -> WriteBuffer:
-        self._is_open = True
+        self.open()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Begin to take what is written; ``async with`` does it."""
+        self._is_open = True
+
+    def close(self) -> None:
+        """Discard what was not flushed, and give the memory back; ``async with`` does it."""
         self._is_open = False
         memory, self._memory = self._memory, bytearray()
         self._reset()
         if memory:
             self._give(memory)
+
+    def leave_pools_alone(self) -> None:
+        """Have fresh memory in place of what the pools lend, which belong to the event loop's thread."""
+        self._take, self._give = bytearray, _forget
 
     def write(self, data: str | bytes | bytearray | memoryview) -> int:
         """Add text, or bytes, to the message; return how many characters, or bytes, that were.
@@ -74,7 +86,7 @@ class WriteBuffer(BufferWriter):
 
         :raises TypeError: when *data* is neither text nor bytes-like
         :raises UnicodeEncodeError: when *data* has a lone surrogate; nothing is added then
-        :raises ValueError: outside of the ``async with`` block
+        :raises ValueError: outside of the block
         """
         self._check()
         written = super().write(data)
@@ -89,7 +101,7 @@ class WriteBuffer(BufferWriter):
         Waits and raises like :meth:`Conn.write`.
 
         :param compress: as for :meth:`Conn.write`
-        :raises ValueError: outside of the ``async with`` block
+        :raises ValueError: outside of the block
         :raises UnicodeDecodeError: when a text message is not UTF-8; nothing is sent, or discarded, then
 
         Cancellation: nothing is sent or discarded while this waits; afterwards the message goes out whole.
@@ -110,4 +122,8 @@ class WriteBuffer(BufferWriter):
 
     def _check(self) -> None:
         if not self._is_open:
-            raise ValueError("write_buffer: it can be used only inside of its `async with` block")
+            raise ValueError("write_buffer: it can be used only inside of its `with` block")
+
+
+def _forget(_: Memory) -> None:
+    pass

@@ -368,6 +368,19 @@ print(*(name for name in blocked if sys.modules[name] is not None))
     assert leaked == ""
 
 
+def test_internals_name_every_module_on_its_floor() -> None:
+    """The table of ``docs/internals.md`` is the list of files: a newcomer finds each, floor by floor."""
+    text = (PACKAGE.parent / "docs" / "internals.md").read_text("utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("|")]
+    floors: list[set[str]] = []
+    for floor, modules in rows[2:]:
+        if floor.strip():
+            floors.append(set())
+        floors[-1].update(re.findall(r"`(\w+)`", modules))
+    hidden = {"_version", "__init__", "testing.*"}
+    assert floors == [set(floor) - hidden for floor in FLOORS if set(floor) - hidden]
+
+
 # --- the rules and those who break them -----------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import queue
 import signal
@@ -177,6 +178,57 @@ def test_client_can_keep_a_message_out_of_compression(
                 write(text, compress=choice)
                 assert client.receive() in (text, text.encode())
                 assert len(compressed) == 1 + choice
+
+
+def test_write_buffer_sends_what_was_written_like_a_file(connect: Connect) -> None:
+    """Each flush sends one message, text or binary; what was not flushed is never sent."""
+    with connect() as client:
+        with client.write_buffer() as wb:
+            json.dump({"a": [1, 2]}, wb)
+            assert client.read(timeout=0) is None
+            wb.flush()
+            print("a line", "é", file=wb, flush=True)
+            wb.flush()
+            assert wb.write("discarded") == 9
+        with client.write_buffer(MessageType.BINARY) as wb:
+            for _ in range(3):
+                assert wb.write(b"." * 1_000) == 1_000
+            wb.flush(compress=False)
+        received = [client.receive() for _ in range(3)]
+        assert received == ['{"a": [1, 2]}', "a line é\n", b"." * 3_000]
+        assert client.read(timeout=0) is None
+
+
+def test_write_buffer_leaves_the_pools_to_the_event_loop(connect: Connect) -> None:
+    """Its memory is fresh: no thread of the user's touches what the event loop lends and takes back."""
+    with connect() as client, client.write_buffer() as wb:
+        before = client.statistics()
+        wb.write("." * 60_000)
+        assert client.statistics() == before
+        wb.flush()
+        assert client.receive() == "." * 60_000
+
+
+def test_write_buffer_says_what_is_wrong(connect: Connect) -> None:
+    """Mistakes are the errors of the asynchronous one, and leave what was written as it is."""
+    with connect() as client:
+        with pytest.raises(ValueError, match="MessageType"):
+            client.write_buffer(MessageType.PING)
+        with client.write_buffer() as wb:
+            wb.write(b"caf\xc3")
+            with pytest.raises(UnicodeDecodeError):
+                wb.flush()
+            wb.write(b"\xa9")
+            wb.flush()
+            assert client.receive() == "café"
+        for call in (wb.flush, lambda: wb.write("x")):
+            with pytest.raises(ValueError, match="inside of its"):
+                call()
+        with client.write_buffer() as wb:
+            wb.write("too late")
+            client.close()
+            with pytest.raises(ConnectionShut):
+                wb.flush()
 
 
 def test_client_tells_what_it_is(connect: Connect, served: Served) -> None:

@@ -305,6 +305,16 @@ async def test_handler_made_by_a_function_is_checked_when_it_is_made() -> None:
         await make(HandlerFactory(lambda: object()))
 
 
+@virtual
+async def test_function_that_makes_no_handler_is_told_where_it_belongs() -> None:
+    """A function for ``serve`` cannot be told from one that makes handlers before it was called. [S1]"""
+
+    async def deal(conn: object) -> None: ...
+
+    with pytest.raises(TypeError, match=r"deal.* made no handler; .* goes to serve\(\)$"):
+        await make(HandlerFactory(deal))
+
+
 @pytest.mark.parametrize(
     "shape", ["(message)", "(conn, message)", "(conn, *, message)", "(message, **rest)", "(conn, /)"]
 )
