@@ -15,8 +15,9 @@ enum { FRAMING_HEADER_MOST = 2 + 8 + 4 };
 
 typedef struct {
     PyTypeObject *reader_type;
-    /* What MessageReader.feed and MessageReader.finished are to Python. */
+    /* What MessageReader.feed, .left and .finished are to Python. */
     PyObject *(*feed)(PyObject *reader, const uint8_t *in, size_t size);
+    size_t (*get_left)(PyObject *reader);
     bool (*is_finished)(PyObject *reader);
     /* Write the header of a final frame, with its masking key where that is not NULL; return its size. */
     size_t (*write_header)(uint8_t *out, int opcode, const uint8_t *key, size_t length);

@@ -22,6 +22,7 @@
 
 enum { FIN = 0x80, RSV1 = 0x40, RSV2_RSV3 = 0x30, OPCODE = 0x0F, MASK = 0x80, LENGTH = 0x7F };
 enum { CONTINUATION = 0x0, TEXT = 0x1, BINARY = 0x2, CLOSE = 0x8, PING = 0x9, PONG = 0xA };
+enum { MESSAGE_COST = 128 }; /* what a message is counted with beside its bytes */
 enum { KEY_SIZE = 4, CONTROL_MOST = 125, HEADER_MOST = 2 + 8 + KEY_SIZE };
 enum { PENDING_MOST = HEADER_MOST + CONTROL_MOST }; /* a control frame is awaited whole */
 
@@ -203,6 +204,8 @@ typedef struct {
     PyObject *storage; /* the first *size* bytes of it have arrived; see reserve() for what it is */
     uint64_t max_message_size, size, received, fragments;
     uint64_t remaining; /* of the payload of the frame that is being read */
+    uint64_t turn, spent; /* bytes of messages that one call may give; those that this one has given */
+    Py_ssize_t left;      /* bytes that the last call has not looked at */
     uint8_t *pending;   /* the start of a header or of a control frame; NULL when there is none */
     uint8_t pending_size, opcode, key[KEY_SIZE];
     Utf8 text;
@@ -519,13 +522,14 @@ close_reader(State *state, Reader *reader)
 
 /* Messages. */
 
-/* Append a message to the list; the reference to *data* is taken over. */
+/* Append a message of so many bytes to the list; the reference to *data* is taken over. */
 static int
-append_message(State *state, PyObject *messages, int opcode, PyObject *data)
+append_message(State *state, Reader *reader, PyObject *messages, int opcode, PyObject *data, uint64_t size)
 {
     if (data == NULL) {
         return -1;
     }
+    reader->spent += MESSAGE_COST + size;
     /* What Message(type, data) does, without its arguments and its Python frame. */
     PyObject *message = state->message->tp_alloc(state->message, 2);
     if (message == NULL) {
@@ -595,7 +599,7 @@ finish_whole(State *state, Reader *reader, int opcode, const uint8_t *payload, s
     else {
         data = new_bytes(payload, size, key);
     }
-    return append_message(state, messages, opcode, data);
+    return append_message(state, reader, messages, opcode, data, size);
 }
 
 /* A Close must be valid (RFC 6455 sections 5.5.1 and 7.4). */
@@ -634,7 +638,7 @@ finish_control(State *state, Reader *reader, const Header *header, const uint8_t
     if (opcode == CLOSE && (judge_close(state, payload, size) < 0 || close_reader(state, reader) < 0)) {
         return -1;
     }
-    return append_message(state, messages, opcode, new_bytes(payload, size, NULL));
+    return append_message(state, reader, messages, opcode, new_bytes(payload, size, NULL), size);
 }
 
 /* Add what came out of the inflater, as far as the message may be long (RFC 7692 section 8); the
@@ -738,11 +742,12 @@ finish_message(State *state, Reader *reader, PyObject *messages)
         return -1;
     }
     const int opcode = reader->opcode;
+    const uint64_t size = reader->size;
     PyObject *data = delivers_view(reader) ? hand_over(state, reader)
                                            : take_out(state, reader, reader->is_text);
     reader->opcode = CONTINUATION;
     reader->compressed = reader->is_text = false;
-    return append_message(state, messages, opcode, data);
+    return append_message(state, reader, messages, opcode, data, size);
 }
 
 /* Frames. */
@@ -959,7 +964,8 @@ read_frames(State *state, Reader *reader, const uint8_t *in, size_t available, P
 {
     while (reader->finished == Py_False) {
         if (!reader->in_frame) {
-            if (!available) {
+            if (!available || reader->spent >= reader->turn) {
+                reader->left = (Py_ssize_t)available;
                 return 0;
             }
             const Py_ssize_t used = read_frame(state, reader, in, available, messages);
@@ -1060,6 +1066,8 @@ feed_bytes(Reader *reader, const uint8_t *in, size_t size)
         Py_XDECREF(messages);
         return NULL;
     }
+    reader->spent = 0;
+    reader->left = 0;
     if (read_frames(state, reader, in, size, messages) < 0 && note_error(state, reader) < 0) {
         close_after_exception(state, reader);
         Py_CLEAR(messages);
@@ -1131,11 +1139,12 @@ get_limit(PyObject *size)
 static PyObject *
 reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"masked", "max_message_size", "utf8", "inflater", "buffers", "view", NULL};
+    static char *names[] = {"masked", "max_message_size", "utf8", "inflater", "buffers", "view", "turn", NULL};
     PyObject *size = NULL, *inflater = Py_None, *buffers = Py_None;
     int masked = -1, utf8 = 1, view = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pOpOOp:MessageReader", names, &masked, &size, &utf8,
-                                     &inflater, &buffers, &view)) {
+    Py_ssize_t turn = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pOpOOpn:MessageReader", names, &masked, &size, &utf8,
+                                     &inflater, &buffers, &view, &turn)) {
         return NULL;
     }
     if (masked < 0 || size == NULL) {
@@ -1156,6 +1165,7 @@ reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     reader->inflater = inflater == Py_None ? NULL : Py_NewRef(inflater);
     reader->buffers = buffers == Py_None ? NULL : Py_NewRef(buffers);
     reader->max_message_size = (uint64_t)limit;
+    reader->turn = turn > 0 ? (uint64_t)turn : UINT64_MAX;
     reader->masked = masked;
     reader->utf8 = utf8;
     reader->view = view;
@@ -1212,11 +1222,13 @@ static PyMethodDef reader_methods[] = {
 static PyMemberDef reader_members[] = {
     {"error", T_OBJECT_EX, offsetof(Reader, error), READONLY, "the first violation that was met"},
     {"finished", T_OBJECT_EX, offsetof(Reader, finished), READONLY, "nothing more will be read"},
+    {"left", T_PYSSIZET, offsetof(Reader, left), READONLY, "bytes that the last call has not looked at"},
     {NULL},
 };
 
 PyDoc_STRVAR(reader_doc,
-"MessageReader(*, masked, max_message_size, utf8=True, inflater=None, buffers=None, view=False)\n--\n\n"
+"MessageReader(*, masked, max_message_size, utf8=True, inflater=None, buffers=None, view=False, "
+"turn=0)\n--\n\n"
 "Reassembles messages from the bytes of one direction of a connection.");
 
 static PyType_Slot reader_slots[] = {
@@ -1442,6 +1454,12 @@ api_feed(PyObject *reader, const uint8_t *in, size_t size)
     return feed_bytes((Reader *)reader, in, size);
 }
 
+static size_t
+api_get_left(PyObject *reader)
+{
+    return (size_t)((Reader *)reader)->left;
+}
+
 static bool
 api_is_finished(PyObject *reader)
 {
@@ -1487,6 +1505,7 @@ add_api(PyObject *module, State *state, PyObject *reader_type)
     state->api = (FramingApi){
         .reader_type = (PyTypeObject *)Py_NewRef(reader_type),
         .feed = api_feed,
+        .get_left = api_get_left,
         .is_finished = api_is_finished,
         .write_header = api_write_header,
         .get_payload = api_get_payload,

@@ -8,6 +8,7 @@ no clock, no state of the connection: what a Close *means* is the business of ``
 from __future__ import annotations
 
 import codecs
+import math
 import struct
 import sys
 from functools import cache
@@ -21,6 +22,7 @@ _KNOWN_OPCODES = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 _TYPES = {int(type_): type_ for type_ in MessageType}
 _FIN, _RSV1, _RSV2_RSV3, _OPCODE, _MASK, _LENGTH = 0x80, 0x40, 0x30, 0x0F, 0x80, 0x7F
 
+_MESSAGE_COST = 128  # what a message is counted with beside its bytes
 _MOST = 2**63 - 1  # the longest payload that a frame can declare (RFC 6455 §5.2)
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -65,6 +67,12 @@ class MessageReader:
     :param view: deliver binary messages as a ``memoryview`` over a buffer from *buffers*, without a copy.
         Whoever gets the message releases the view when done, and gives ``view.obj`` back
 
+    :param turn: have :meth:`feed` stop when it has given so many bytes of messages, each counted with 128
+        bytes more; 0 for never. Many small messages, or a few that inflate to large ones, are much more
+        than the bytes that they came in
+
+    :ivar left: how many bytes at the end of what the last :meth:`feed` was given were not looked at, for
+        want of a turn; they have to come again
     :ivar error: the first violation that was met; set together with the last messages before it
     :ivar finished: nothing more will be read: a Close frame was received, ``error`` is set, or the
         reader is closed
@@ -86,11 +94,14 @@ class MessageReader:
         "_received",
         "_remaining",
         "_size",
+        "_spent",
         "_storage",
+        "_turn",
         "_utf8",
         "_view",
         "error",
         "finished",
+        "left",
     )
 
     def __init__(
@@ -102,11 +113,15 @@ class MessageReader:
         inflater: Inflater | None = None,
         buffers: Buffers | None = None,
         view: bool = False,
+        turn: int = 0,
     ) -> None:
         if not 0 <= max_message_size <= _MOST:
             raise ValueError(f"max_message_size: 0 to 2**63 - 1 bytes, not {max_message_size}")
         self.error: RemoteProtocolError | None = None
         self.finished: bool = False
+        self.left: int = 0
+        self._turn = turn if turn > 0 else math.inf
+        self._spent = 0  # bytes of messages that this call has given
         self._masked = masked
         self._max_message_size = max_message_size
         self._utf8 = utf8
@@ -142,6 +157,7 @@ class MessageReader:
         received = _contiguous(data, "data")
         view = memoryview(self._pending + received if self._pending else received)
         messages: list[Message] = []
+        self._spent = self.left = 0
         try:
             self._pending = self._read(view, messages)
         except RemoteProtocolError as exc:
@@ -164,6 +180,9 @@ class MessageReader:
         position = 0
         while not self.finished:
             if self._remaining < 0:
+                if self._spent >= self._turn:
+                    self.left = len(view) - position
+                    break
                 after = self._read_header(view, position, messages)
                 if after == position:
                     return bytes(view[position:])
@@ -349,6 +368,7 @@ class MessageReader:
         if self._compressed:
             assert self._inflater is not None
             self._append_inflated(self._inflater.finish(self._max_message_size - self._size))
+        self._spent += _MESSAGE_COST + self._size
         opcode, text = self._opcode, self._decoder is not None
         self._opcode, self._compressed, self._decoder = _CONTINUATION, False, None
         if self._view and opcode == _BINARY:
@@ -402,6 +422,7 @@ class MessageReader:
 
     def _whole(self, opcode: int, payload: bytes) -> Message:
         """Build the message of an unfragmented, uncompressed frame that arrived in one read."""
+        self._spent += _MESSAGE_COST + len(payload)
         if opcode == _TEXT and self._utf8:
             return Message(MessageType.TEXT, _decode(payload))
         if opcode == _BINARY and self._view:
@@ -411,6 +432,7 @@ class MessageReader:
 
     def _control(self, opcode: int, payload: bytes) -> Message:
         """Build the message of a control frame; a Close must be valid (RFC 6455 §5.5.1, §7.4)."""
+        self._spent += _MESSAGE_COST + len(payload)
         if opcode == _CLOSE:
             _check_close(payload)
             self.close()

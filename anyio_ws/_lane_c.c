@@ -23,8 +23,8 @@ enum { FAIR = 256 };       /* messages of one read up to which other tasks need 
 
 #define NAMES(X)                                                                                             \
     X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_break)          \
-    X(flush) X(uncork) X(messages_received) X(hand_on) X(hook_failed) X(waiter) X(done) X(__await__)         \
-    X(_socket) X(fileno)
+    X(flush) X(uncork) X(messages_received) X(put_off) X(hand_on) X(hook_failed) X(waiter) X(done)           \
+    X(__await__) X(_socket) X(fileno)
 
 typedef struct {
     const FramingApi *framing;
@@ -495,6 +495,18 @@ call_hooks_and_receiver(Lane *self, const State *state, Poller *poller, PyObject
     return status;
 }
 
+/* Hand over what the reader has not looked at; the receiver has nothing more be read then. */
+static int
+put_off_rest(const State *state, PyObject *reader, PyObject *receiver, const uint8_t *in, size_t size)
+{
+    const size_t left = state->framing->get_left(reader);
+    if (left == 0) {
+        return 0;
+    }
+    PyObject *rest = PyBytes_FromStringAndSize((const char *)in + size - left, (Py_ssize_t)left);
+    return tell(receiver, state->names.put_off, rest);
+}
+
 /* Have received bytes dealt with. */
 static int
 deliver(Lane *self, const State *state, PyObject *reader, Poller *poller, PyObject *receiver, size_t received)
@@ -505,8 +517,9 @@ deliver(Lane *self, const State *state, PyObject *reader, Poller *poller, PyObje
     }
     const Py_ssize_t size = PyList_GET_SIZE(messages);
     const bool is_over = state->framing->is_finished(reader);
-    int status = 0;
-    if (size || is_over) {
+    /* First, because hooks may end or close the connection. */
+    int status = put_off_rest(state, reader, receiver, poller->view.buf, received);
+    if (status == 0 && (size || is_over)) {
         const bool steps = poller->steps == Py_True;
         const int parked = is_over || size > FAIR ? 0 : is_parked(self, state, steps);
         if (parked < 0) {

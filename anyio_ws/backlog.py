@@ -96,6 +96,8 @@ class PacedConn(Conn):
     :param backlog: the room, shared with all connections of the server
     """
 
+    _turn = 0  # what is looked at is counted here
+
     def __init__(self, *arguments: Any, backlog: Backlog) -> None:
         super().__init__(*arguments)
         self._backlog = backlog

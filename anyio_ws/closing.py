@@ -217,7 +217,7 @@ class Closable:
         """Forget the messages that nobody will receive any more."""
         self._inbox.discard()
         if self._protocol.state is State.CLOSE_SENT:  # the peer's Close may be behind what we had no room for
-            self._transport.resume()
+            self._read_on()
 
     async def wait_gone(self) -> None:
         """Wait until the connection is gone and its transport closed."""
@@ -239,7 +239,7 @@ class Closable:
             is_client = self._protocol.role is Role.CLIENT
             self._leave(self._config.close_timeout, await_eof=is_client)
         elif state is State.CLOSE_SENT:
-            self._transport.resume()
+            self._read_on()
             self._end_by(self._config.close_timeout, self._close_timed_out)
         if state >= State.CLOSE_SENT:
             self._wake_writers()
@@ -262,6 +262,10 @@ class Closable:
         if self._end is not None:
             self._end[1].cancel()
         self._end = when, self._deadlines.call_later(timeout, callback)
+
+    def _read_on(self) -> None:
+        """Have more of what the peer sends be dealt with."""
+        self._transport.resume()
 
     # --- the end of what is received: the peer's Close, its violation, its silence ----------------
 

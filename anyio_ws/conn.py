@@ -39,6 +39,7 @@ from .views import Views
 from .write_buffer import WriteBuffer
 
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
+_TURN = 32_768  # bytes of messages, each counted with 128 more, after which others get their turn
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
 WHOLE = 131_072  # bytes up to which a message goes out in one frame
 _ids = itertools.count(1)
@@ -67,10 +68,14 @@ class Conn(Closable, ObjectStream["str | bytes"]):
     :ivar id: a number that no other connection of this process has
     """
 
+    _turn = _TURN
+
     __slots__ = (
         "_buffers",
         "_checks",
         "_compression",
+        "_eof",
+        "_has_turn",
         "_lane",
         "_next_ping",
         "_pending_pong",
@@ -97,13 +102,17 @@ class Conn(Closable, ObjectStream["str | bytes"]):
             utf8=config.utf8 == "strict",
             buffers=buffers,
             view=config.message_view,
+            turn=self._turn,
         )
-        inbox = Inbox(transport, deadlines.poller, config.inbox_size, self._control, self._views.give_back)
+        forget = self._views.give_back
+        inbox = Inbox(transport, deadlines.poller, config.inbox_size, self._control, forget, self._read_on)
         super().__init__(protocol, transport, inbox, deadlines, config)
         self._lane = transport.lane
         transport.receiver = self
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
+        self._has_turn = False  # it is to come
+        self._eof = False  # it comes after what was not looked at yet
         self._pending_pong: bytes | None = None  # waits for room
         self._pings = Pings(deadlines.poller.time)
         self._next_ping: Deadline | None = None
@@ -471,7 +480,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         if early:
             self.data_received(early)
         if not self._inbox.ended and not self._inbox.is_full:
-            self._transport.resume()
+            self._read_on()
 
     def _build_codec(self) -> tuple[Deflater, Inflater] | None:
         if self._compression is None or self._config.compression is None:
@@ -485,6 +494,40 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         self._inbox.take(protocol.receive_data(data))
         if protocol.input_ended and not self._input_ended:
             self._end_input()
+        elif protocol.rest:
+            self._transport.pause()
+            if not self._inbox.is_full:
+                self._read_on()
+
+    def put_off(self, rest: bytes) -> None:
+        """Keep received bytes that the fast lane's reader has not looked at, and read no more."""
+        self._protocol.rest = rest
+        self._transport.pause()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Have more of what the peer sends be dealt with: first what was read, which has its turn."""
+        if not self._protocol.rest:
+            self._transport.resume()
+        elif not self._has_turn:
+            self._has_turn = True
+            self._deadlines.poller.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._has_turn = False
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Look at more of what was read, as far as there is room for one turn; then read again."""
+        if not self._protocol.rest or self._inbox.is_full:
+            return
+        self.data_received(b"")
+        if self._protocol.rest or self._input_ended:
+            return
+        if self._eof:
+            self.eof_received()
+        elif not self._inbox.is_full:
+            self._transport.resume()
 
     def messages_received(self, messages: list[Message]) -> None:
         """Deal with what received bytes came to, where the fast lane has fed them to the reader."""
@@ -518,8 +561,17 @@ class Conn(Closable, ObjectStream["str | bytes"]):
             self._pong(pong)
         self._wake_writers()
 
+    def eof_received(self) -> None:
+        """Note that the peer will send nothing more, after what was not looked at yet."""
+        if self._protocol.rest:
+            self._eof = True
+        else:
+            super().eof_received()
+
     def connection_lost(self, error: Exception | None) -> None:
         """Let everybody know that the connection is gone."""
+        while self._protocol.rest and not self._inbox.is_full:
+            self.catch_up()
         super().connection_lost(error)
         for deadline in (self._next_ping, *(check for _, check in self._checks)):
             if deadline is not None:

@@ -41,6 +41,12 @@ _LAST_BLOCK = b"\x03\x00"  # an empty block with BFINAL set, complete in two byt
 _INPUT_STEP = 4_096
 _OUTPUT_STEP = 65_536
 
+# A block with BFINAL set ends a DEFLATE stream, and what follows needs a decompressor of its own: half a
+# microsecond or more for two bytes. A message may end so, and bytes pay for the others, so many each; those
+# that were paid and not spent are kept up to this many.
+_BYTES_PER_FINAL_BLOCK = 64
+_MOST_SAVED = 256 * _BYTES_PER_FINAL_BLOCK
+
 
 # --- settings ---------------------------------------------------------------------------------------
 
@@ -384,12 +390,13 @@ class Inflater:
     :param backend: ``zlib``, or a module with the same ``decompressobj`` and ``error``
     """
 
-    __slots__ = ("_backend", "_decompressor", "_takeover", "_window_bits")
+    __slots__ = ("_backend", "_decompressor", "_saved", "_takeover", "_window_bits")
 
     def __init__(self, takeover: bool, window_bits: int, backend: Any = zlib) -> None:
         self._takeover = takeover
         self._window_bits = max(window_bits, 9)  # what a peer may use that cannot have 8
         self._backend = backend
+        self._saved = _MOST_SAVED
         self._decompressor: zlib._Decompress | None = None
 
     def inflate(self, data: bytes, max_length: int) -> bytes:
@@ -399,8 +406,10 @@ class Inflater:
         :param max_length: how many bytes may come out, 0 or more
         :return: the bytes; when there are more of them than that, the message is too long and must be
             refused, and nothing more inflated
-        :raises RemoteProtocolError: 1007 when the data is not DEFLATE's
+        :raises RemoteProtocolError: 1007 when the data is not DEFLATE's, 1008 when it consists of too many
+            streams for its size
         """
+        self._saved += len(data)
         inflated: list[bytes] = []
         room = max_length
         for start in range(0, len(data), _INPUT_STEP):
@@ -419,6 +428,7 @@ class Inflater:
                     # §7.2.3.4: blocks with BFINAL set are valid, and others may follow them.
                     rest = self._decompressor.unused_data
                     self._decompressor = None
+                    self._pay_for_final_block()
                     more = bool(rest)
                 else:
                     rest = self._decompressor.unconsumed_tail
@@ -439,7 +449,15 @@ class Inflater:
             )
         if not self._takeover:
             self._decompressor = None
+        self._saved = min(self._saved + _BYTES_PER_FINAL_BLOCK, _MOST_SAVED)
         return surplus
+
+    def _pay_for_final_block(self) -> None:
+        self._saved -= _BYTES_PER_FINAL_BLOCK
+        if self._saved < 0:
+            raise RemoteProtocolError(
+                CloseCode.POLICY_VIOLATION, "compressed messages have too many final blocks for their size"
+            )
 
     def _is_between_blocks(self) -> bool:
         """Tell whether the last block may begin here: that spends a decompressor, so a copy of one."""

@@ -45,6 +45,7 @@ class Inbox:
     :param size: bytes that may wait; reading goes on when half of them are gone
     :param control: deals with a control frame, and tells whether the application gets it as well
     :param forget: called with each message that nobody gets
+    :param read_on: called when there is room again
 
     :ivar ended: nothing more will come
     :ivar busy: a hook is at work
@@ -67,6 +68,7 @@ class Inbox:
         "_lane",
         "_poller",
         "_queue",
+        "_read_on",
         "_served",
         "_short_cut",
         "_size",
@@ -86,6 +88,7 @@ class Inbox:
         size: int,
         control: Callable[[Message], bool],
         forget: Callable[[Message], object],
+        read_on: Callable[[], object],
     ) -> None:
         self.ended: bool = False
         self.busy: bool = False
@@ -97,6 +100,7 @@ class Inbox:
         self._control = control
         self._discards = False
         self._forget = forget
+        self._read_on = read_on
         self._queue = _EMPTY
         self._bytes = 0
         self._poller = poller
@@ -238,6 +242,7 @@ class Inbox:
         """Let go of the connection, which is gone; what waits is still there to be had."""
         self.end()
         self._control = _answer_nothing  # a bound method of whoever refers to us
+        self._read_on = _do_nothing
 
     def discard(self) -> None:
         """Forget what waits and what is still to come: the application wants nothing more."""
@@ -291,10 +296,10 @@ class Inbox:
         return message
 
     def resume(self) -> None:
-        """Have the transport read again."""
+        """Have more be read."""
         if not self._transport.reading:
             self.resumptions += 1
-            self._transport.resume()
+            self._read_on()
 
     # --- an application that is called ------------------------------------------------------------
 
@@ -413,6 +418,10 @@ class Inbox:
 
 def _answer_nothing(message: Message) -> bool:
     return False
+
+
+def _do_nothing() -> None:
+    """Read no more: the connection is gone."""
 
 
 async def _await(awaitable: Any) -> None:

@@ -44,7 +44,7 @@ class Lane(Protocol):
         """Serve a connection that is open, until the transport gets another receiver.
 
         :param reader: what received bytes are fed to; the receiver's ``messages_received`` gets what it
-            makes of them, where no hook does
+            makes of them, where no hook does, and its ``put_off`` what that has not looked at
         :param masking_key: makes a fresh key for each frame of a client, ``None`` for a server
         :param longest: bytes of the longest message that goes out in one frame
         """

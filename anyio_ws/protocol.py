@@ -118,6 +118,8 @@ class Protocol:
     :param utf8: check received text, and deliver it as ``str``; ``bytes`` otherwise
     :param buffers: lends storage for messages that do not arrive whole; ``None`` for fresh memory
     :param view: deliver binary messages as views of that storage, which whoever gets them gives back
+    :param turn: the bytes of messages, each counted with 128 more, after which :meth:`receive_data` keeps
+        the rest of what it was given for its next call; 0 for never
 
     :ivar state: where the connection stands; only this class changes it
     :ivar close_code: the code of the first Close that ended the connection, ``None`` before: the
@@ -129,6 +131,7 @@ class Protocol:
     :ivar input_ended: whether the peer's Close was received, or it did something wrong
     :ivar is_plain: whether a message can go out now as one frame, as it is
     :ivar reader: what received bytes are fed to, ``None`` before the opening handshake is done
+    :ivar rest: received bytes that were not looked at yet; ``receive_data(b"")`` goes on with them
     """
 
     __slots__ = (
@@ -146,6 +149,7 @@ class Protocol:
         "input_ended",
         "is_plain",
         "reader",
+        "rest",
         "role",
         "state",
     )
@@ -158,6 +162,7 @@ class Protocol:
         utf8: bool = True,
         buffers: Buffers | None = None,
         view: bool = False,
+        turn: int = 0,
     ) -> None:
         self.role: Role = role
         self.state: State = State.CONNECTING
@@ -166,6 +171,7 @@ class Protocol:
         self.closed_by: Role | None = None
         self.error: RemoteProtocolError | None = None
         self.input_ended: bool = False
+        self.rest: bytes = b""
         self._moves = TRANSITIONS[State.CONNECTING]
         self._masks = role is Role.CLIENT
         # What is asked for once per message, so that it is not looked up each time.
@@ -182,6 +188,7 @@ class Protocol:
             utf8=utf8,
             buffers=buffers,
             view=view,
+            turn=turn,
         )
 
     def _move(self, move: Move) -> None:
@@ -216,6 +223,7 @@ class Protocol:
         """Note that the connection is gone; without a Close received that is code 1006 (§7.1.5)."""
         if self.reader is not None:
             self.reader.close()
+        self.rest = b""
         self._move(Move.LOSE)
         self.forget_context()
         if self.close_code is None:
@@ -238,7 +246,11 @@ class Protocol:
             return []
         reader = self.reader
         assert reader is not None
+        if self.rest:
+            data, self.rest = b"".join((self.rest, data)), b""
         messages = reader.feed(data)
+        if reader.left:
+            self.rest = bytes(data[-reader.left :])
         if reader.finished:
             self.note_end(messages)
         return messages

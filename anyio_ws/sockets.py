@@ -397,8 +397,12 @@ class SocketTransport(SocketLane):
             return
         self._finishing = False
         for _ in range(_READS_AFTER_BREAKING):
-            if not self.reading or self._eof:
+            if self._eof:
                 break
+            if not self.reading:
+                if self.receiver is not None:
+                    self.receiver.catch_up()
+                continue
             try:
                 size = self._socket.recv_into(self._poller.buffer)
             except OSError:

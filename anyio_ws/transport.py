@@ -32,6 +32,9 @@ class Receiver(Protocol):
     def data_received(self, data: bytes | memoryview) -> None:
         """Take the bytes of one read; a view is valid until this returns."""
 
+    def catch_up(self) -> None:
+        """Deal with some of what was received and put off, if there is room for it."""
+
     def eof_received(self) -> None:
         """Note that the peer will send nothing more."""
 
@@ -356,6 +359,9 @@ class _HeadReceiver:
     def data_received(self, data: bytes | memoryview) -> None:
         self._take(self._reader.feed, data)
 
+    def catch_up(self) -> None:
+        pass
+
     def eof_received(self) -> None:
         self._take(self._reader.feed_eof)
 
@@ -412,6 +418,9 @@ class Farewell:
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Discard it."""
+
+    def catch_up(self) -> None:
+        """Nothing was put off."""
 
     def eof_received(self) -> None:
         """Nothing waits for it."""

@@ -973,11 +973,43 @@ def test_inflater_works_no_longer_than_the_limit() -> None:
 
 @pytest.mark.attack("C04", "C06")
 def test_inflater_works_linearly_on_empty_final_blocks() -> None:
-    """Many empty blocks with BFINAL set cost one short step each, not a copy of all that follows."""
+    """Many short streams in a message cost one short step each, not a copy of all that follows."""
     backend = counting()
-    assert inflate(Inflater(False, 15, backend), b"\x03\x00" * 10_000 + b"\x00") == b""
-    assert len(backend.taken) <= 10_000 + 10
+    assert inflate(Inflater(False, 15, backend), FINAL_64 * 10_000 + b"\x00", limit=MAX_PAID) == bytes(
+        590_000
+    )
+    assert len(backend.taken) <= 10_000 + 200
     assert max(backend.taken) <= 4 * KIB
+
+
+MAX_PAID = 10_000_000
+FINAL_64 = b"\x01\x3b\x00\xc4\xff" + bytes(59)
+"""A stream of 64 bytes: one stored block with BFINAL set."""
+
+
+@pytest.mark.attack("C06", "R12")
+def test_inflater_refuses_more_final_blocks_than_bytes_pay_for() -> None:
+    """Streams of two bytes end a message when there are hundreds: each needs a decompressor of its own."""
+    with pytest.raises(RemoteProtocolError, match="too many final blocks for their size") as caught:
+        inflate(Inflater(False, 15), b"\x03\x00" * 300 + b"\x00")
+    assert caught.value.code == 1008
+    assert inflate(Inflater(False, 15), b"\x03\x00" * 256 + b"\x00") == b""
+
+
+@pytest.mark.attack("C06")
+def test_any_number_of_messages_may_end_with_a_final_block() -> None:
+    """Who ends each message with BFINAL, as some senders do, is never refused."""
+    inflater = Inflater(False, 15)
+    assert all(inflate(inflater, b"\x03\x00\x00") == b"" for _ in range(2_000))
+
+
+@pytest.mark.attack("C06")
+def test_bytes_do_not_pay_for_more_than_some_hundred_final_blocks_ahead() -> None:
+    """Whoever has sent megabytes cannot have a hundred thousand streams opened at once for them."""
+    inflater = Inflater(False, 15)
+    assert inflate(inflater, FINAL_64 * 10_000 + b"\x00", limit=MAX_PAID) == bytes(590_000)
+    with pytest.raises(RemoteProtocolError, match="too many final blocks"):
+        inflate(inflater, b"\x03\x00" * 300 + b"\x00")
 
 
 # --- memory -----------------------------------------------------------------------------------------

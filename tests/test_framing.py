@@ -1831,6 +1831,65 @@ def test_arguments_are_taken_by_name_or_place(build: ModuleType) -> None:
             call()
 
 
+# --- turns ------------------------------------------------------------------------------------------
+
+
+def in_turns(reader: MessageReader, pieces: Iterable[bytes]) -> Trace:
+    """Feed the pieces of a stream, each again as far as it was not looked at, and note what comes of it."""
+
+    def again(piece: bytes) -> Iterator[bytes]:
+        yield piece
+        while reader.left:
+            yield piece[-reader.left :]
+
+    return trace(reader, (each for piece in pieces for each in again(piece)))
+
+
+@pytest.mark.attack("R12")
+def test_reader_stops_when_its_turn_is_over(receiver: Receiver) -> None:
+    """A call gives messages of so many bytes, each counted with 128 more, and tells what it has not read."""
+    text, ping = receiver.frame(TEXT, b"x" * 72), receiver.frame(PING)
+    reader = receiver.reader(turn=400)
+    assert reader.feed(text * 5) == [Message(MessageType.TEXT, "x" * 72)] * 2
+    assert reader.left == 3 * len(text)
+    assert reader.feed(text * 2) == [Message(MessageType.TEXT, "x" * 72)] * 2
+    assert reader.left == 0
+    fragments = receiver.frame(BINARY, b"x" * 300, fin=False) * 1 + receiver.frame(CONTINUATION, b"x")
+    assert reader.feed(fragments + ping) == [Message(MessageType.BINARY, b"x" * 301)]
+    assert reader.left == len(ping)
+    assert reader.feed(ping * 5 + text[:-1]) == [Message(MessageType.PING, b"")] * 4
+    assert reader.left == len(ping + text) - 1
+
+
+@pytest.mark.attack("C04")
+def test_turn_counts_what_messages_inflate_to(receiver: Receiver) -> None:
+    """A few bytes that inflate to a long message are a turn of their own."""
+    bomb = receiver.frame(BINARY, deflate(bytes(60_000)), rsv=4)
+    reader = receiver.reader(turn=32_768, inflater=Zlib())
+    assert reader.feed(bomb * 50) == [Message(MessageType.BINARY, bytes(60_000))]
+    assert reader.left == 49 * len(bomb)
+
+
+@pytest.mark.parametrize("end", ["", "81", "83", "8800", "8301"])
+@pytest.mark.parametrize("turn", [1, 130, 300, 10_000])
+def test_turns_change_nothing_but_the_time(receiver: Receiver, turn: int, end: str) -> None:
+    """Whatever a turn is, the messages, the error and the end are the same, and no rest is left after it."""
+    wire = b"".join(
+        [
+            receiver.frame(TEXT, b"abc") * 3,
+            fragmented(receiver, TEXT, [b"gr\xc3", b"\xbc", b"n"]),
+            receiver.frame(PING, b"ping") * 2,
+            receiver.frame(BINARY, bytes(200)),
+            receiver.header(end),
+        ]
+    )
+    whole = trace(receiver.reader(), [wire])
+    for pieces in ([wire], bytewise(wire), cut(wire, [len(wire) // 2])):
+        reader = receiver.reader(turn=turn)
+        assert in_turns(reader, pieces) == whole
+        assert reader.left == 0
+
+
 def writable_view(data: bytes) -> memoryview:
     """Make a view through which a copy of the data can be changed."""
     return memoryview(bytearray(data))

@@ -83,7 +83,9 @@ class Box:
         self.source.is_direct = direct
         self.forgotten: list[Message] = []
         transport: Any = self.source
-        self.inbox = Inbox(transport, current_poller(), size, self._control, self.forgotten.append)
+        self.inbox = Inbox(
+            transport, current_poller(), size, self._control, self.forgotten.append, self.source.resume
+        )
         self.finished = 0
 
     def _control(self, message: Message) -> bool:

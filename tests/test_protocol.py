@@ -1110,6 +1110,24 @@ def test_receive_data_follows_the_rules_for_every_sequence(length: int) -> None:
             assert Expected(messages, protocol.state, violation) == expected, sequence
 
 
+@pytest.mark.attack("R12")
+@pytest.mark.parametrize("role", Role)
+def test_rest_of_what_was_received_is_kept_for_the_next_turn(role: Role) -> None:
+    """What is more than a turn is kept; it comes before what is received later, and goes with the end."""
+    protocol = Protocol(role, max_message_size=1000, turn=256)
+    protocol.opened()
+    wire = [build(PEER[role], Opcode.TEXT, b"%d" % number) for number in range(6)]
+    texts = [Message(MessageType.TEXT, str(number)) for number in range(6)]
+    assert protocol.receive_data(b"".join(wire[:4])) == texts[:2]
+    assert protocol.rest == b"".join(wire[2:4])
+    assert protocol.receive_data(memoryview(b"".join(wire[4:]))) == texts[2:4]
+    assert protocol.receive_data(b"") == texts[4:]
+    assert protocol.rest == b""
+    protocol.receive_data(b"".join(wire))
+    protocol.lost()
+    assert protocol.rest == b""
+
+
 # --- the closing handshake ------------------------------------------------------------------------
 
 # RFC 6455 §7.4.1 and §7.4.2 with what IANA has registered since: all that may stand in a Close.

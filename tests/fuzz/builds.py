@@ -69,6 +69,8 @@ class Options(NamedTuple):
     """Whether there is an inflater; it keeps its context."""
     spare: int | None
     """How many bytes the buffers are larger than they have to be; ``None`` when there are none."""
+    turn: int = 0
+    """After how many bytes of messages a call stops; 0 for never."""
 
 
 class Lender:
@@ -100,6 +102,8 @@ class Said(NamedTuple):
     finished: bool
     asked: list[int]
     raised: str | None
+    left: list[int]
+    """What each call has not looked at."""
 
 
 def read(build: ModuleType, options: Options, pieces: Sequence[bytes | bytearray | memoryview]) -> Said:
@@ -115,12 +119,17 @@ def read(build: ModuleType, options: Options, pieces: Sequence[bytes | bytearray
         view=options.view,
         inflater=Inflater(takeover=True, window_bits=15) if options.compression else None,
         buffers=lender,
+        turn=options.turn,
     )
     messages = []
+    left = []
     raised = None
     try:
         for piece in pieces:
             messages += reader.feed(piece)
+            while reader.left:
+                left.append(reader.left)
+                messages += reader.feed(piece[-reader.left :])
     except Exception as exc:  # noqa: BLE001 - there should be none; the other build must raise the same
         raised = repr(exc)
     error, finished = reader.error, reader.finished
@@ -137,7 +146,7 @@ def read(build: ModuleType, options: Options, pieces: Sequence[bytes | bytearray
                 lender.give(buffer)
     assert lender is None or lender.out == 0, "a buffer was kept"
     asked = [] if lender is None else lender.asked
-    return Said(said, error and error.code, error and error.reason, finished, asked, raised)
+    return Said(said, error and error.code, error and error.reason, finished, asked, raised, left)
 
 
 class Streams:
@@ -287,6 +296,7 @@ def run(build: ModuleType, streams: int, seed: int, progress: Callable[[int], No
             view=dice.random() < 0.3,
             compression=dice.random() < 0.7,
             spare=dice.choice([None, 0, 0, 9]),
+            turn=dice.choice([0, 1, 150, 600]),
         )
         source = sources[options.masked]
         stream = source.next()

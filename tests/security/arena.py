@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -58,8 +58,12 @@ class Arena(NamedTuple):
 
     async def open(self, path: str = "/") -> Peer:
         """Connect, and do the opening handshake."""
+        return await self.open_with(path, {})
+
+    async def open_with(self, path: str, headers: Mapping[str, str]) -> Peer:
+        """Do it with further headers."""
         peer = await self.peer()
-        await peer.open(path)
+        await peer.open(path, headers)
         return peer
 
 

@@ -286,7 +286,8 @@ ROWS = (
     Row(
         "C04",
         "A small message that inflates to a huge one, whole, in fragments, or many of them",
-        "Inflated by no more than one byte beyond `max_message_size`: 1009",
+        "Inflated by no more than one byte beyond `max_message_size`: 1009. Of many small ones, 32 KiB at a "
+        "time; the rest waits as it came",
         "6455 §10.4",
     ),
     Row(
@@ -297,7 +298,8 @@ ROWS = (
     Row(
         "C06",
         "Final blocks, empty fragments, several blocks in a message",
-        "Accepted; the context starts anew after a final block",
+        "Accepted; the context starts anew after a final block. Each message may have one, and one more for "
+        "every 64 bytes of it; past that, and a few hundred saved up: 1008",
         "7692 §7.2.3",
     ),
     Row("C07", "Bytes left over, and `00 00 ff ff` inside of a payload", "Handled exactly", "7692 §7.2.2"),
@@ -350,7 +352,7 @@ ROWS = (
     Row(
         "R03",
         "A peer that sends faster than the handler works",
-        "The inbox is bounded in bytes; at its mark the socket is not read",
+        "The inbox is bounded in bytes; at its mark the socket is not read, nor looked at what was read",
     ),
     Row(
         "R04",
@@ -385,7 +387,7 @@ ROWS = (
     Row(
         "R12",
         "Ten thousand frames, or a megabyte to unmask, in one burst",
-        "Other connections are served in between",
+        "Other connections are served in between, after 32 KiB of messages, each counted with 128 bytes more",
     ),
     Row(
         "R13",

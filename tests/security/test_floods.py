@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from anyio_ws import Config, Conn, Handshake
@@ -78,6 +80,79 @@ async def test_large_messages_leave_time_for_others(way: str) -> None:
                 tasks.start_soon(peer.send_frame, TEXT, b"x" * 1_000_000)
                 await peer.expect(TEXT, b"x" * 1_000_000)
             assert len(echoed) > before
+
+
+class Sleeper(Echo):
+    """Sleeps over the first message of ``/sleep`` until it is told to go on; echoes elsewhere."""
+
+    def __init__(self, handshake: Handshake, conn: Conn, app: Any) -> None:
+        super().__init__(handshake, conn, app)
+        self.got: list[Any] = []
+        if self.path == "/sleep":
+            app.append(self)
+            self.go_on = anyio.Event()
+
+    async def client_message(self, data: Any) -> None:
+        if self.path == "/sleep":
+            self.got.append(data)
+            await self.go_on.wait()
+        else:
+            await super().client_message(data)
+
+    def close(self) -> None:
+        """Say nothing."""
+
+
+def deflated(data: bytes) -> bytes:
+    """Compress a message."""
+    compressor = zlib.compressobj(9, wbits=-15)
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
+
+
+BURSTS = {
+    "bombs": (build_frame(2, deflated(bytes(60_000)), rsv=4, key=KEY), bytes(60_000), 400, 3),
+    "bytes": (build_frame(2, b"x", key=KEY), b"x", 10_000, 1_300),
+}
+
+
+@pytest.mark.attack("C04", "R03", "R12")
+@every_way
+@pytest.mark.parametrize("burst", BURSTS)
+async def test_burst_for_a_handler_that_is_busy_is_kept_as_it_came(way: str, burst: str) -> None:
+    """Bytes that would come to a hundred times as many wait as bytes; nothing of them is lost in the end."""
+    frame, data, count, most = BURSTS[burst]
+    sleepers = Diary()
+    async with arena(way, Sleeper, sleepers) as place, bystander(place) as echoed:
+        peer = await place.open_with("/sleep", {"Sec-WebSocket-Extensions": "permessage-deflate"})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(peer.send, frame * count)
+            await sleepers.wait()
+            await echoed.wait(len(echoed) + 30)
+            (sleeper,) = sleepers
+            assert len(sleeper.got) == 1
+            assert sleeper.conn._inbox.waiting <= most
+            assert len(sleeper.conn._protocol.rest) <= 70_000
+            sleeper.go_on.set()
+        await peer.close_handshake()
+        assert sleeper.got == [data] * count
+
+
+@pytest.mark.attack("O02", "R12")
+@every_way
+async def test_end_of_the_stream_comes_after_a_burst(way: str) -> None:
+    """A peer that sends much and leaves without a Close has been heard before it is gone."""
+    sleepers = Diary()
+    async with arena(way, Sleeper, sleepers) as place:
+        peer = await place.open_with("/sleep", {})
+        await sleepers.wait()
+        (sleeper,) = sleepers
+        sleeper.go_on.set()
+        await peer.send(BURSTS["bytes"][0] * 5_000)
+        await peer.stream.aclose()
+        await sleeper.conn.wait_gone()
+        while len(sleeper.got) < 5_000:
+            await anyio.lowlevel.checkpoint()
+        assert sleeper.conn.close_code == 1006
 
 
 @pytest.mark.attack("R07")
