@@ -794,6 +794,35 @@ lane_send_bin(PyObject *op, PyObject *data)
     return send_message((Lane *)op, BINARY, data);
 }
 
+PyDoc_STRVAR(send_framed_doc,
+"send_framed($self, frame, /)\n--\n\n"
+"Send the bytes of a frame made ahead of time, where nothing stands in its way; return whether that was so.");
+
+static PyObject *
+lane_send_framed(PyObject *op, PyObject *frame)
+{
+    Lane *self = (Lane *)op;
+    if (!PyBytes_CheckExact(frame) || !may_send(self) || self->key_source != NULL
+        || PyBytes_GET_SIZE(frame) - FRAMING_HEADER_MOST > self->longest
+        || ((Poller *)self->poller)->corked != Py_False) {
+        Py_RETURN_FALSE;
+    }
+    const State *state = self->state;
+    const Py_ssize_t size = PyBytes_GET_SIZE(frame);
+    ssize_t sent = send(self->fd, PyBytes_AS_STRING(frame), (size_t)size, MSG_NOSIGNAL);
+    if (sent != size) {
+        PyObject *keeps_self = Py_NewRef(op);
+        const int status = sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR
+                               ? tell(op, state->names._break, take_system_error())
+                               : after_send(self, state, sent < 0 ? 0 : sent, Py_NewRef(frame));
+        Py_DECREF(keeps_self);
+        if (status < 0) {
+            return NULL;
+        }
+    }
+    Py_RETURN_TRUE;
+}
+
 /* -- what it serves -- */
 
 PyDoc_STRVAR(attach_doc,
@@ -942,6 +971,7 @@ static PyMethodDef lane_methods[] = {
     {"readable", lane_readable, METH_NOARGS, readable_doc},
     {"send_text", lane_send_text, METH_O, send_text_doc},
     {"send_bin", lane_send_bin, METH_O, send_bin_doc},
+    {"send_framed", lane_send_framed, METH_O, send_framed_doc},
     {"attach", (PyCFunction)(void (*)(void))lane_attach, METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      attach_doc},
     {"arm", (PyCFunction)(void (*)(void))lane_arm, METH_FASTCALL, arm_doc},

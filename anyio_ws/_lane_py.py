@@ -40,6 +40,10 @@ class NoLane:
         """Send nothing."""
         return False
 
+    def send_framed(self, frame: bytes, /) -> bool:
+        """Send nothing."""
+        return False
+
 
 class PollerLane:
     """What a poller shares with the fast lane; see ``Poller``."""

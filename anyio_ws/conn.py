@@ -243,9 +243,15 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         :raises anyio.WouldBlock: when more than ``outbox_size`` bytes wait to be sent; raises otherwise
             like :meth:`write`
         """
-        protocol, lane = self._protocol, self._lane
-        if protocol.is_plain and (lane.send_text(data) if type(data) is str else lane.send_bin(data)):
-            return
+        protocol = self._protocol
+        if protocol.is_plain:
+            lane = self._lane
+            if isinstance(data, str):
+                is_sent = lane.send_text(data)
+            else:
+                is_sent = lane.send_framed(data.framed) if isinstance(data, Frame) else lane.send_bin(data)
+            if is_sent:
+                return
         if self._transport.full and not self.is_closed:
             raise anyio.WouldBlock
         try:
@@ -265,6 +271,8 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         Where messages are compressed the frame is, once for all connections alike. That ends the context
         of this one, so that the next message is compressed as if it were the first.
         """
+        if self._protocol.is_plain and self._lane.send_framed(frame.framed):
+            return
         if self._transport.full:
             await self._wait_for_room()
         self._hand_over(self._protocol.send_prepared, frame)

@@ -60,13 +60,14 @@ class Compressor(Protocol):
 class Frame:
     """A message framed once, to be written many times with ``conn.write_framed``.
 
-    ``bytes(frame)`` is what a server puts on the wire where messages are not compressed. A client has to
+    ``bytes(frame)`` is what a server sends where messages are not compressed. A client has to
     mask each sending anew, so it takes the payload and pays for a copy.
 
     :ivar compress: whether it may be compressed
+    :ivar framed: what ``bytes(frame)`` gives
     """
 
-    __slots__ = ("_compressed", "_framed", "compress", "opcode", "payload")
+    __slots__ = ("_compressed", "compress", "framed", "opcode", "payload")
 
     def __init__(self, opcode: Opcode, payload: bytes, *, compress: bool = True) -> None:
         if opcode not in (Opcode.TEXT, Opcode.BINARY):
@@ -74,7 +75,7 @@ class Frame:
         self.opcode = opcode
         self.payload: bytes = payload
         self.compress: bool = compress
-        self._framed = frame(opcode, payload)
+        self.framed: bytes = frame(opcode, payload)
         self._compressed: dict[Hashable, bytes | None] = {}
 
     def compressed(self, compressor: Compressor) -> bytes | None:
@@ -92,10 +93,10 @@ class Frame:
             return self._compressed.setdefault(compressor.kind, framed)
 
     def __bytes__(self) -> bytes:
-        return self._framed
+        return self.framed
 
     def __len__(self) -> int:
-        return len(self._framed)
+        return len(self.framed)
 
     def __repr__(self) -> str:
         return f"<Frame {self.opcode.name} of {len(self.payload)} bytes>"

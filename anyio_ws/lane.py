@@ -84,5 +84,8 @@ class Lane(Protocol):
     def send_bin(self, data: object, /) -> bool:
         """Do the same with a binary message, which has to be ``bytes``."""
 
+    def send_framed(self, frame: bytes, /) -> bool:
+        """Do the same with a frame made ahead of time, at a server's end."""
+
 
 NO_LANE: Lane = NoLane()

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from anyio_ws import Config, Conn, Server, frame_text
+from anyio_ws import Config, Conn, Server, broadcast
 from benchmarks.programs.program import HOST, make_server_context, parse_arguments
 
 
@@ -36,9 +36,7 @@ class Broadcast:
         app.add(conn)
 
     async def client_message(self, data: str) -> None:
-        frame = frame_text(data)
-        for conn in list(self.app):  # writing may wait, and somebody may come or go
-            await conn.write_framed(frame)
+        broadcast(self.app, data)
 
     def close(self) -> None:
         self.app.discard(self.conn)
