@@ -21,7 +21,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-import trustme
 from anyio.abc import ByteStream
 
 from anyio_ws import (
@@ -48,6 +47,7 @@ from anyio_ws.handler import FunctionFactory
 from anyio_ws.protocol import Role
 
 from . import support
+from .certificates import PEM, client_context, server_context
 from .memory import every_cut, swept
 from .support import (
     BINARY,
@@ -1317,28 +1317,6 @@ async def test_client_says_who_closed() -> None:
 
 # --- TLS ----------------------------------------------------------------------------------------------
 
-AUTHORITY = trustme.CA()
-PEM = AUTHORITY.cert_pem.bytes()
-
-
-def tls_context(*names: str, expired: bool = False) -> ssl.SSLContext:
-    """Make a server's context with a certificate for these names."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    past = datetime.now(timezone.utc) - timedelta(days=1) if expired else None
-    AUTHORITY.issue_cert(*names, not_after=past).configure_cert(context)
-    return context
-
-
-@pytest.fixture(scope="session")
-def good_context() -> ssl.SSLContext:
-    """Make the context of a server whose certificate is good."""
-    return tls_context("localhost", "127.0.0.1")
-
-
-def trusting_context() -> ssl.SSLContext:
-    """Make a client's context that trusts the authority of these tests."""
-    return ssl.create_default_context(cadata=PEM.decode())
-
 
 def bundle_file(path: Path) -> Path:
     """Write the certificates to trust into a file."""
@@ -1354,18 +1332,16 @@ def bundle_file(path: Path) -> Path:
         lambda path: {"ca_bundle": ssl.PEM_cert_to_DER_cert(PEM.decode())},
         lambda path: {"ca_bundle": bundle_file(path)},
         lambda path: {"ca_bundle": str(bundle_file(path))},
-        lambda path: {"ca_bundle": trusting_context()},
-        lambda path: {"tls": trusting_context()},
+        lambda path: {"ca_bundle": client_context()},
+        lambda path: {"tls": client_context()},
         lambda path: {"tls": True, "ca_bundle": PEM},
     ],
     ids=["PEM", "DER", "Path", "path", "bundle context", "tls context", "tls"],
 )
-async def test_tls_trusts_what_it_is_told_to_trust(
-    fields: Any, tmp_path: Path, good_context: ssl.SSLContext
-) -> None:
+async def test_tls_trusts_what_it_is_told_to_trust(fields: Any, tmp_path: Path) -> None:
     """A bundle as path, PEM, DER or context, or a context in ``tls``: each makes the server trusted. [K8]"""
     options = fields(tmp_path / "bundle.pem")
-    async with nothing_left(), echo_server(tls=good_context) as (host, port):
+    async with nothing_left(), echo_server(tls=server_context()) as (host, port):
         async with connect(f"wss://localhost:{port}/", **options) as client:
             await client.write("hello")
             assert await client.receive() == "hello"
@@ -1378,19 +1354,19 @@ async def test_tls_trusts_what_it_is_told_to_trust(
 
 @pytest.mark.attack("S02")
 @pytest.mark.parametrize(
-    ("names", "expired", "options", "reason"),
+    ("names", "past", "options", "reason"),
     [
-        (["localhost"], False, {}, r"unable to get local issuer|self.signed|verify failed"),
-        (["other.example"], False, {"ca_bundle": PEM}, r"[Hh]ostname mismatch"),
-        (["localhost"], True, {"ca_bundle": PEM}, r"expired"),
+        (["localhost"], None, {}, r"unable to get local issuer|self.signed|verify failed"),
+        (["other.example"], None, {"ca_bundle": PEM}, r"[Hh]ostname mismatch"),
+        (["localhost"], datetime.now(timezone.utc) - timedelta(days=1), {"ca_bundle": PEM}, r"expired"),
     ],
     ids=["untrusted", "another host", "expired"],
 )
 async def test_tls_verifies_the_server_by_default(
-    names: list[str], expired: bool, options: Any, reason: str
+    names: list[str], past: datetime | None, options: Any, reason: str
 ) -> None:
     """An unknown authority, another host's certificate, an old one: no connection, nothing left. [K8]"""
-    async with nothing_left(), echo_server(tls=tls_context(*names, expired=expired)) as (_, port):
+    async with nothing_left(), echo_server(tls=server_context(*names, not_after=past)) as (_, port):
         with pytest.raises(ssl.SSLCertVerificationError, match=reason):
             async with connect(f"wss://localhost:{port}/", **options):
                 raise AssertionError
@@ -1423,10 +1399,10 @@ async def test_tls_bundle_that_is_missing_is_an_os_error(tmp_path: Path) -> None
             listener.accept()
 
 
-async def test_tls_client_needs_a_secure_url(good_context: ssl.SSLContext) -> None:
+async def test_tls_client_needs_a_secure_url() -> None:
     """``tls`` with a ``ws://`` URL is a contradiction, and refused before anything is opened. [K8]"""
     with pytest.raises(ValueError, match=r"^url: tls is configured"):
-        async with connect("ws://127.0.0.1:1/", tls=trusting_context()):
+        async with connect("ws://127.0.0.1:1/", tls=client_context()):
             raise AssertionError
 
 
@@ -1461,11 +1437,9 @@ async def test_connect_that_is_cancelled_anywhere_leaves_nothing(how: str) -> No
 
 @swept
 @pytest.mark.attack("T06", "R14")
-async def test_connect_over_a_socket_that_is_cancelled_anywhere_leaves_nothing(
-    how: str, good_context: ssl.SSLContext
-) -> None:
+async def test_connect_over_a_socket_that_is_cancelled_anywhere_leaves_nothing(how: str) -> None:
     """So it is with name resolution, TCP, TLS and the two steps. [K1, K2, K8]"""
-    config = ClientConfig(tls=True, ca_bundle=trusting_context())
+    config = ClientConfig(tls=True, ca_bundle=client_context())
 
     async def use_block() -> None:
         async with connect(f"wss://localhost:{port}/", config=config):
@@ -1478,7 +1452,7 @@ async def test_connect_over_a_socket_that_is_cancelled_anywhere_leaves_nothing(
         finally:
             await client.aclose()
 
-    async with nothing_left(), echo_server(tls=good_context, close_timeout=0.1) as (_, port):
+    async with nothing_left(), echo_server(tls=server_context(), close_timeout=0.1) as (_, port):
         for use in (use_block, use_steps):
             async for cut in every_cut(how, at_least=4):
                 await cut(use())

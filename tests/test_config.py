@@ -18,7 +18,6 @@ from typing import Any
 
 import anyio
 import pytest
-import trustme
 
 from anyio_ws import (
     BuffersConfig,
@@ -35,6 +34,7 @@ from anyio_ws import (
 )
 
 from . import support
+from .certificates import PEM, server_context
 from .support import (
     BINARY,
     PING,
@@ -873,12 +873,9 @@ async def test_backlog_is_how_many_connections_wait_to_be_accepted(tmp_path: Pat
 
 async def test_tls_of_a_server_is_what_its_connections_speak() -> None:
     """With a context the server speaks TLS with that certificate, and a request in clear gets nothing."""
-    authority = trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    async with listening(Server(Idle, Config(port=0, tls=context))) as addresses:
+    async with listening(Server(Idle, Config(port=0, tls=server_context()))) as addresses:
         port = addresses[0][1]
-        async with connect(f"wss://127.0.0.1:{port}/", ca_bundle=authority.cert_pem.bytes()) as client:
+        async with connect(f"wss://127.0.0.1:{port}/", ca_bundle=PEM) as client:
             assert client.state.name == "OPEN"
         async with await anyio.connect_tcp("127.0.0.1", port) as stream:
             peer = Peer(stream)

@@ -781,19 +781,25 @@ async def test_ping_returns_the_round_trip_time() -> None:
         assert link.conn.latency == pytest.approx(0.25)
 
 
+async def send_pings(link: Link, count: int) -> tuple[list[int], list[bytes]]:
+    """Have so many tasks send a Ping; return who has its Pong, which grows, and the payloads in order."""
+    done: list[int] = []
+
+    async def ping(number: int) -> None:
+        await link.conn.ping()
+        done.append(number)
+
+    payloads = []
+    for number in range(count):
+        link.beside(ping, number)
+        payloads.append((await link.peer.frame()).payload)
+    return done, payloads
+
+
 async def test_pings_of_several_tasks_each_get_their_own_pong() -> None:
     """Pongs find the Ping with their payload, in whatever order they come."""
     async with connection() as link:
-        done: list[int] = []
-
-        async def ping(number: int) -> None:
-            await link.conn.ping()
-            done.append(number)
-
-        payloads = []
-        for number in range(3):
-            link.beside(ping, number)
-            payloads.append((await link.peer.frame()).payload)
+        done, payloads = await send_pings(link, 3)
         await link.peer.send_frame(PONG, payloads[0])
         await settle()
         assert done == [0]
@@ -809,16 +815,7 @@ async def test_pings_of_several_tasks_each_get_their_own_pong() -> None:
 async def test_ping_is_answered_by_the_pong_of_a_later_ping() -> None:
     """A peer may answer "only the most recently processed Ping frame" (RFC 6455 §5.5.3)."""
     async with connection() as link:
-        done: list[int] = []
-
-        async def ping(number: int) -> None:
-            await link.conn.ping()
-            done.append(number)
-
-        payloads = []
-        for number in range(4):
-            link.beside(ping, number)
-            payloads.append((await link.peer.frame()).payload)
+        done, payloads = await send_pings(link, 4)
         await link.peer.send_frame(PONG, payloads[2])
         await settle()
         assert sorted(done) == [0, 1, 2]
@@ -872,19 +869,25 @@ async def test_ping_of_the_peer_is_answered_at_once_and_not_received(role: Role)
         assert await link.conn.receive() == "a message"
 
 
+async def busy_hook(link: Link) -> anyio.Event:
+    """Have a hook at work on a message until the event is set; then it writes "done"."""
+    go_on = anyio.Event()
+
+    async def hook(message: Message) -> None:
+        await go_on.wait()
+        await link.conn.write("done")
+
+    link.beside(link.conn.dispatch_all, hook)
+    await link.peer.send_frame(TEXT, b"work")
+    await settle()
+    return go_on
+
+
 @pytest.mark.attack("T11")
 async def test_ping_is_answered_while_a_hook_is_busy() -> None:
     """A hook that takes long holds up messages, and no answers to pings."""
     async with connection() as link:
-        go_on = anyio.Event()
-
-        async def hook(message: Message) -> None:
-            await go_on.wait()
-            await link.conn.write("done")
-
-        link.beside(link.conn.dispatch_all, hook)
-        await link.peer.send_frame(TEXT, b"work")
-        await settle()
+        go_on = await busy_hook(link)
         await link.peer.send_frame(PING, b"?")
         await link.peer.expect(PONG, b"?")
         go_on.set()
@@ -1564,15 +1567,7 @@ async def test_receiving_lets_other_tasks_run_every_256_messages(hook: bool) -> 
 async def test_close_of_the_peer_is_answered_when_the_hook_is_done() -> None:
     """While a hook handles a message the Close behind it waits; what the hook writes is sent."""
     async with connection() as link:
-        go_on = anyio.Event()
-
-        async def hook(message: Message) -> None:
-            await go_on.wait()
-            await link.conn.write("done")
-
-        link.beside(link.conn.dispatch_all, hook)
-        await link.peer.send_frame(TEXT, b"work")
-        await settle()
+        go_on = await busy_hook(link)
         await link.peer.send_close(1000)
         await settle()
         assert link.conn.state is State.CLOSE_RECEIVED

@@ -18,11 +18,12 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-import trustme
 
 import anyio_ws
 import anyio_ws.testing
 from anyio_ws import blocking
+
+from .certificates import AUTHORITY, PEM
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -244,10 +245,9 @@ async def test_example_tls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Server and client talk over TLS, with a certificate from a file."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
+    certificate = AUTHORITY.issue_cert("localhost")
     path = tmp_path / "certificate.pem"
-    path.write_bytes(certificate.private_key_and_cert_chain_pem.bytes() + authority.cert_pem.bytes())
+    path.write_bytes(certificate.private_key_and_cert_chain_pem.bytes() + PEM)
     monkeypatch.setattr(sys, "argv", ["tls.py", str(path)])
     await Loaded("tls.py", monkeypatch)()
     assert capsys.readouterr().out == "nobody else can read this\n"

@@ -15,6 +15,7 @@ from anyio_ws.framing import BUILD
 from anyio_ws.protocol import Role
 
 from . import support
+from .certificates import client_context, server_context
 from .memory import connection
 from .support import BINARY, PING, Peer, listening, no_hang, settle
 
@@ -131,14 +132,14 @@ class Echo:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_messages_of_every_size_arrive_over_sockets(tls: bool, server_and_client_contexts: Any) -> None:
+async def test_messages_of_every_size_arrive_over_sockets(tls: bool) -> None:
     """Masked in place, over plain sockets and TLS, whatever the kernel takes at once. [K10]"""
-    server_context, client_context = server_and_client_contexts if tls else (None, False)
-    server = Server(Echo, Config(port=0, tls=server_context, max_message_size=2**22))
+    ours, theirs = (server_context(), client_context()) if tls else (None, False)
+    server = Server(Echo, Config(port=0, tls=ours, max_message_size=2**22))
     async with listening(server) as ((host, port),):
         url = f"{'wss' if tls else 'ws'}://localhost:{port}/"
         assert host
-        async with connect(url, tls=client_context, outbox_size=2**23) as client:
+        async with connect(url, tls=theirs, outbox_size=2**23) as client:
             sizes = [1, 126, 70_000, 2**22, 5]
             for size in sizes:
                 await client.write_bin(bytearray(b"z" * size), mask_in_place=True)
@@ -172,20 +173,6 @@ async def test_what_the_kernel_does_not_take_is_sent_later(takes: int) -> None:
         await client.write_bin(data, mask_in_place=True)
         data[:] = b"0" * 1_000
         assert await client.receive() == "1000 1"
-
-
-@pytest.fixture
-def server_and_client_contexts() -> Any:
-    """Make the TLS contexts of a server for localhost, and of a client that trusts it."""
-    import ssl
-
-    import trustme
-
-    authority = trustme.CA()
-    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 @pytest.mark.skipif(BUILD == "python", reason="masks by way of a copy; the compiled build does not")

@@ -10,7 +10,6 @@ import errno
 import logging
 import signal
 import socket
-import ssl
 import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +22,6 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-import trustme
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSAttribute, TLSStream
 
@@ -47,6 +45,7 @@ from anyio_ws.handler import FunctionFactory
 from anyio_ws.protocol import Role
 
 from . import support
+from .certificates import PEM, client_context, server_context
 from .support import (
     BINARY,
     CLOSE,
@@ -479,11 +478,9 @@ async def expect_any_end(peer: Peer) -> None:
 @pytest.mark.usefixtures("logged_quietly")
 @pytest.mark.attack("H01", "S03")
 @pytest.mark.parametrize("tls", [False, True])
-async def test_client_that_says_nothing_is_cut_off_without_an_answer(
-    tls: bool, server_context: ssl.SSLContext
-) -> None:
+async def test_client_that_says_nothing_is_cut_off_without_an_answer(tls: bool) -> None:
     """There is nothing to answer; the place is free again after ``handshake.timeout``. [S6]"""
-    config = Config(handshake=HandshakeConfig(timeout=6), max_conn=1, tls=server_context if tls else None)
+    config = Config(handshake=HandshakeConfig(timeout=6), max_conn=1, tls=server_context() if tls else None)
     async with serving(Echo, config=config) as served:
         for _ in range(2):
             with Stopwatch(6):
@@ -593,18 +590,8 @@ async def test_frames_behind_the_request_may_be_cut_anywhere() -> None:
 
 # --- TLS ----------------------------------------------------------------------------------------------
 
-AUTHORITY = trustme.CA()
 
-
-@pytest.fixture(scope="session")
-def server_context() -> ssl.SSLContext:
-    """Make the context of a server that is ``localhost``."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    AUTHORITY.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    return context
-
-
-async def test_tls_carries_the_same_protocol(server_context: ssl.SSLContext) -> None:
+async def test_tls_carries_the_same_protocol() -> None:
     """Messages, attributes and the end are those of a connection without TLS. [S2, C8, C9]"""
     diary: list[Any] = []
     seen: list[Any] = []
@@ -614,13 +601,15 @@ async def test_tls_carries_the_same_protocol(server_context: ssl.SSLContext) -> 
             seen.append(self.conn.extra(TLSAttribute.tls_version))
             seen.append(self.conn.extra(SocketAttribute.remote_address))
 
-    config = Config(port=0, tls=server_context)
-    async with nothing_left(), listening(Server(Looking, config), diary) as (address,):
-        bundle = AUTHORITY.cert_pem.bytes()
-        async with connect(url_of(address, "wss"), ca_bundle=bundle) as client:
-            await client.write_bin(bytes(60_000))
-            assert await client.receive() == bytes(60_000)
-            local_address = client.local_address
+    server = Server(Looking, Config(port=0, tls=server_context()))
+    async with (
+        nothing_left(),
+        listening(server, diary) as (address,),
+        connect(url_of(address, "wss"), ca_bundle=PEM) as client,
+    ):
+        await client.write_bin(bytes(60_000))
+        assert await client.receive() == bytes(60_000)
+        local_address = client.local_address
     assert seen == ["TLSv1.3", local_address]
     assert diary == [1000]
 
@@ -628,28 +617,27 @@ async def test_tls_carries_the_same_protocol(server_context: ssl.SSLContext) -> 
 @pytest.mark.usefixtures("logged_quietly")
 @pytest.mark.attack("S03", "S04", "H27")
 @pytest.mark.parametrize("data", [b"", b"\x16\x03\x01", HEALTH, bytes(100)], ids=len)
-async def test_tls_handshake_that_fails_disturbs_nobody(data: bytes, server_context: ssl.SSLContext) -> None:
+async def test_tls_handshake_that_fails_disturbs_nobody(data: bytes) -> None:
     """Garbage, a request in clear, or the end in place of TLS: that connection alone, and quietly. [S6]"""
-    async with nothing_left(), listening(Server(Echo, Config(port=0, tls=server_context))) as (address,):
+    async with nothing_left(), listening(Server(Echo, Config(port=0, tls=server_context()))) as (address,):
         for reset in (False, True):
             with socket.create_connection(address) as victim:
                 victim.sendall(data)
                 if reset:
                     victim.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        async with connect(url_of(address, "wss"), ca_bundle=AUTHORITY.cert_pem.bytes()) as client:
+        async with connect(url_of(address, "wss"), ca_bundle=PEM) as client:
             await client.write("hello")
             assert await client.receive() == "hello"
 
 
 @pytest.mark.usefixtures("logged_quietly")
 @pytest.mark.attack("S01")
-async def test_tls_that_is_cut_off_is_no_orderly_end(server_context: ssl.SSLContext) -> None:
+async def test_tls_that_is_cut_off_is_no_orderly_end() -> None:
     """The end of the TCP connection without TLS's own goodbye is code 1006. [H9]"""
     diary: list[Any] = []
-    async with listening(Server(Echo, Config(port=0, tls=server_context)), diary) as (address,):
+    async with listening(Server(Echo, Config(port=0, tls=server_context())), diary) as (address,):
         tcp = await anyio.connect_tcp(*address)
-        context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
-        stream = await TLSStream.wrap(tcp, hostname="localhost", ssl_context=context)
+        stream = await TLSStream.wrap(tcp, hostname="localhost", ssl_context=client_context())
         await Peer(stream).open()
         await tcp.aclose()
     assert diary == [1006]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from typing import Any
 
 import anyio
 import pytest
-import trustme
 from anyio.abc import Listener, ObjectStream, ObjectStreamConnectable, SocketAttribute
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSAttribute, TLSListener
@@ -18,6 +16,7 @@ from anyio_ws import ClientConfig, Config, Conn, ConnectionEnded, HandshakeRejec
 from anyio_ws.streams import WebSocketAttribute, WebSocketConnectable, WebSocketListener
 from anyio_ws.testing import MemoryListener
 
+from .certificates import client_context, server_context
 from .support import listening, no_hang, take_log
 
 
@@ -104,17 +103,12 @@ async def test_error_of_a_handler_stays_in_its_connection(caplog: pytest.LogCapt
 
 async def test_listener_over_tls_and_over_memory() -> None:
     """Any listener of byte streams will do: one that only calls a function, one that accepts."""
-    authority = trustme.CA()
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server_context)
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
     below = await tcp()
-    listener = WebSocketListener(TLSListener(below, server_context, standard_compatible=False))
+    listener = WebSocketListener(TLSListener(below, server_context(), standard_compatible=False))
     async with no_hang(), anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, echo)
         # This server ends its streams without TLS's goodbye; the client must not wait for it.
-        config = ClientConfig(tls=client_context, close_timeout=3600)
+        config = ClientConfig(tls=client_context(), close_timeout=3600)
         there = WebSocketConnectable(url_of(below, "wss"), config=config)
         async with await there.connect() as stream:
             await stream.send("secret")

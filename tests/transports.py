@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import anyio
 import pytest
-import trustme
 from anyio.abc import SocketStream, TaskGroup, UNIXSocketStream
 
 from anyio_ws.deadlines import Deadlines
@@ -25,6 +24,7 @@ from anyio_ws.testing import FaultyStream, MemoryStream, memory_stream_pair
 from anyio_ws.tls import TlsTransport
 from anyio_ws.transport import StreamTransport, Transport
 
+from .certificates import client_context, server_context
 from .memory import settle
 from .support import clock_is_virtual, nothing_left
 
@@ -263,10 +263,7 @@ class TlsPeer(SocketPeer):
 @cache
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Make the contexts of a client and of a server that it trusts."""
-    authority = trustme.CA()
-    client, server = ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.configure_trust(client)
-    authority.issue_cert("localhost").configure_cert(server)
+    client, server = client_context(), server_context()
     server.num_tickets = 0  # every byte behind the handshake is one that a test has sent
     return client, server
 

@@ -11,7 +11,6 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-import trustme
 
 import anyio_ws
 from anyio_ws import (
@@ -33,6 +32,7 @@ from anyio_ws import (
 from anyio_ws.protocol import Role
 from anyio_ws.testing import memory_stream_pair
 
+from ..certificates import AUTHORITY, PEM, client_context, server_context
 from ..memory import connection
 from ..support import CLOSE, PING, PONG, TEXT, Peer, listening, no_hang, settle
 from .things import Echo
@@ -204,19 +204,15 @@ async def test_k7_limits_of_a_message() -> None:
 @pytest.mark.parametrize("how", ["path", "bytes", "context", "tls"])
 async def test_k8_tls_and_whom_to_trust(how: str) -> None:
     """Authorities come as path, bytes or context, or TLS as a context; without them a stranger is refused."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    with authority.cert_pem.tempfile() as path:
+    trusting = client_context()
+    with AUTHORITY.cert_pem.tempfile() as path:
         choices: dict[str, dict[str, Any]] = {
             "path": {"ca_bundle": path},
-            "bytes": {"ca_bundle": authority.cert_pem.bytes()},
+            "bytes": {"ca_bundle": PEM},
             "context": {"ca_bundle": trusting},
             "tls": {"tls": trusting},
         }
-        async with at_server(tls=context) as (host, port):
+        async with at_server(tls=server_context()) as (host, port):
             async with anyio_ws.connect(f"wss://{host}:{port}", **choices[how]) as client:
                 await client.write("secret")
                 assert await client.receive() == "secret"

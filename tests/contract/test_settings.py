@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import threading
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-import trustme
 
 import anyio_ws
 from anyio_ws import (
@@ -31,6 +29,7 @@ from anyio_ws import (
 )
 from anyio_ws.protocol import Role
 
+from ..certificates import AUTHORITY, server_context
 from ..memory import connection
 from ..support import BINARY, CLOSE, PING, TEXT, Stopwatch, build_request, listening, settle, virtual
 from ..test_workers import Start, start  # noqa: F401 - a fixture
@@ -338,11 +337,8 @@ async def test_config_origins_say_which_pages_may_connect() -> None:
 
 async def test_config_tls_serves_tls() -> None:
     """With a context the server speaks TLS, and nothing else."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    with authority.cert_pem.tempfile() as path:
-        async with listening(Server(Echo, Config(port=0, tls=context))) as ((host, port),):
+    with AUTHORITY.cert_pem.tempfile() as path:
+        async with listening(Server(Echo, Config(port=0, tls=server_context()))) as ((host, port),):
             async with anyio_ws.connect(f"wss://{host}:{port}", ca_bundle=path) as client:
                 await client.write("secret")
                 assert await client.receive() == "secret"

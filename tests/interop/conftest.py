@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-import trustme
 
+from ..certificates import AUTHORITY
 from .meeting import Certificates
 from .neighbours import CHROMIUM, NEIGHBOURS, ROOT
 from .program import HOST
@@ -19,12 +19,11 @@ _table = pytest.StashKey[Table]()
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Make an authority, and a server's certificate; as files, because the neighbours need them, too."""
+    """Make a server's certificate, and that of its authority; as files, for the neighbours."""
     directory = tmp_path_factory.mktemp("certificates")
     files = Certificates(ca=str(directory / "ca.pem"), server=str(directory / "server.pem"))
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(files.ca)
-    authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(files.server)
+    AUTHORITY.cert_pem.write_to_path(files.ca)
+    AUTHORITY.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(files.server)
     return files
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import anyio
 import pytest
-import trustme
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.streams.tls import TLSStream
 
@@ -23,6 +22,7 @@ from anyio_ws import Config, Conn, Handshake, Server
 from anyio_ws.binding import Acceptor
 from anyio_ws.testing import MemoryListener
 
+from ..certificates import client_context, server_context
 from ..support import Peer, no_hang
 
 Connect = Callable[[], Awaitable[ByteStream]]
@@ -124,11 +124,7 @@ def _to_tls(server: Server, listeners: list[Acceptor] | None) -> Connect:
 @cache
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Make a server's context, and a client's that trusts it."""
-    authority = trustme.CA()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("localhost", "127.0.0.1").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
+    return server_context(), client_context()
 
 
 def _as_it_is(config: Config) -> Config:
