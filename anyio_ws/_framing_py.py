@@ -66,7 +66,6 @@ class MessageReader:
         buffer is as large as what has arrived, at most twice that, whatever length was declared
     :param view: deliver binary messages as a ``memoryview`` over a buffer from *buffers*, without a copy.
         Whoever gets the message releases the view when done, and gives ``view.obj`` back
-
     :param turn: have :meth:`feed` stop when it has given so many bytes of messages, each counted with 128
         bytes more; 0 for never. Many small messages, or a few that inflate to large ones, are much more
         than the bytes that they came in

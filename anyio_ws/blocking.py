@@ -476,8 +476,8 @@ class Client:
 class WriteBuffer:
     """A file-like object for one message after the other; :meth:`Client.write_buffer` makes it.
 
-    One thread may use it at a time. Its memory is its own, so that only :meth:`flush` waits for the event
-    loop.
+    One thread may use it at a time. Only :meth:`flush` waits for the event loop: pools lend their memory
+    to any thread.
 
     :param buffer: the same for asynchronous code
     :param call: runs a coroutine function in the event loop
@@ -486,7 +486,6 @@ class WriteBuffer:
     def __init__(
         self, buffer: AsynchronousWriteBuffer, call: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
     ) -> None:
-        buffer.leave_pools_alone()
         self._buffer = buffer
         self._call = call
 

@@ -211,6 +211,7 @@ class Client(Conn):
             time, and ``close()``, called exactly once at the end, whatever the cause; ``def`` or
             ``async def``. A handler without ``close`` is fine.
         :raises TypeError: when the handler has no ``handle``
+        :raises LocalProtocolError: when the opening handshake is not done
         :raises anyio.BusyResourceError: when another task is receiving
 
         What ``handle`` raises closes the connection with 1011, and is raised here. The end of the

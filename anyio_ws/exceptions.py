@@ -17,7 +17,7 @@ is AnyIO's: did it end in order, did we close it, or did it break::
         ├── ConnectionShut          in order, by this side        (also an anyio.ClosedResourceError)
         └── ConnectionBroken        without a closing handshake   (also an anyio.BrokenResourceError)
 
-The last three inherit from AnyIO's exceptions and are therefore defined in ``conn.py``, the first
+The last three inherit from AnyIO's exceptions and are therefore defined in ``closing.py``, the first
 module that is both above AnyIO and in need of them; this module knows the standard library only.
 
 Arguments that are wrong whatever the state (a close code that may not be sent, a header value with a

@@ -232,8 +232,8 @@ class Url(NamedTuple):
 
 def build_authority(host: str, port: int, secure: bool) -> str:
     """Build the value of the ``Host`` header (§4.1 step 4)."""
-    shown = f"[{host}]" if ":" in host else host
-    return shown if port == (443 if secure else 80) else f"{shown}:{port}"
+    host = f"[{host}]" if ":" in host else host
+    return host if port == (443 if secure else 80) else f"{host}:{port}"
 
 
 def parse_url(url: str) -> Url:

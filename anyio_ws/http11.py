@@ -506,8 +506,7 @@ class ResponseReader(_HeadReader):
         while self._read_head(data):
             if self._status == 101 or self._status >= 200:
                 return True
-            data = b""
-            self.rest: bytes = b""
+            data = self.rest = b""
             self._pairs, self._fresh = [], True
         return False
 

@@ -74,10 +74,6 @@ class WriteBuffer(BufferWriter):
         if memory:
             self._give(memory)
 
-    def leave_pools_alone(self) -> None:
-        """Have fresh memory in place of what the pools lend, which belong to the event loop's thread."""
-        self._take, self._give = bytearray, _forget
-
     def write(self, data: str | bytes | bytearray | memoryview) -> int:
         """Add text, or bytes, to the message; return how many characters, or bytes, that were.
 
@@ -123,7 +119,3 @@ class WriteBuffer(BufferWriter):
     def _check(self) -> None:
         if not self._is_open:
             raise ValueError("write_buffer: it can be used only inside of its `with` block")
-
-
-def _forget(_: Memory) -> None:
-    pass

@@ -30,6 +30,7 @@ from anyio_ws import (
     Server,
     State,
     blocking,
+    buffer_provider,
     frame_text,
 )
 from anyio_ws.deflate import Deflater
@@ -199,14 +200,16 @@ def test_write_buffer_sends_what_was_written_like_a_file(connect: Connect) -> No
         assert client.read(timeout=0) is None
 
 
-def test_write_buffer_leaves_the_pools_to_the_event_loop(connect: Connect) -> None:
-    """Its memory is fresh: no thread of the user's touches what the event loop lends and takes back."""
-    with connect() as client, client.write_buffer() as wb:
-        before = client.statistics()
-        wb.write("." * 60_000)
-        assert client.statistics() == before
-        wb.flush()
-        assert client.receive() == "." * 60_000
+def test_write_buffer_has_its_memory_from_the_pools(connect: Connect) -> None:
+    """A provider lends it to the thread that writes, and has it back at the end of the block."""
+    provider = buffer_provider(1, 60_000)
+    with connect(buffer_provider=provider) as client:
+        with client.write_buffer() as wb:
+            wb.write("." * 30_000)
+            assert provider.statistics().in_use == 1
+            wb.flush()
+        assert provider.statistics().in_use == 0
+        assert client.receive() == "." * 30_000
 
 
 def test_write_buffer_says_what_is_wrong(connect: Connect) -> None:
