@@ -50,6 +50,8 @@ class _ConnectionConfig:
     :ivar inbox_size: bytes of received messages that may wait to be handled; at this mark the socket is
         not read any more until half of them are
     :ivar outbox_size: bytes that may wait to be sent; above this mark writing waits
+    :ivar max_control_rate: control frames (Ping, Pong) that the peer may send in a second; more of them fail
+        the connection with 1008. ``None`` answers as many as come
     :ivar message_view: hand binary messages to ``client_message`` and ``handle`` as a ``memoryview`` of
         the buffer that they were received into, without a copy. It is valid only until that call
         returns, and a ``ValueError`` after that. ``receive()``, ``read()`` and iteration give ``bytes``
@@ -67,6 +69,7 @@ class _ConnectionConfig:
     write_timeout: float = 20.0
     inbox_size: int = 65_536
     outbox_size: int = 65_536
+    max_control_rate: int | None = 10_000
     message_view: bool = False
     subprotocols: Sequence[str] = ()
     compression: Compression | None = field(default_factory=Compression)
@@ -82,6 +85,8 @@ class _ConnectionConfig:
                 raise ValueError(f"{name}: a number of seconds is needed; every wait has an end")
         _check_int("inbox_size", self.inbox_size, 1)
         _check_int("outbox_size", self.outbox_size, 0)
+        if self.max_control_rate is not None:
+            _check_int("max_control_rate", self.max_control_rate, 1)
         _check_type("message_view", self.message_view, bool, "True or False")
         object.__setattr__(self, "subprotocols", _checked_subprotocols(self.subprotocols))
         _check_type("compression", self.compression, (Compression, type(None)), "a Compression or None")

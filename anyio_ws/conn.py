@@ -27,7 +27,7 @@ from .closing import Closable, ConnectionEnded, ConnectionShut
 from .config import ClientConfig, Config
 from .deadlines import Deadline, Deadlines
 from .deflate import Deflater, Inflater, Parameters, build_codec
-from .events import Message, MessageType
+from .events import CloseCode, Message, MessageType
 from .exceptions import LocalProtocolError
 from .framing import Frame, writable_bytes
 from .from_thread import FromThread
@@ -114,7 +114,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         self._has_turn = False  # it is to come
         self._eof = False  # it comes after what was not looked at yet
         self._pending_pong: bytes | None = None  # waits for room
-        self._pings = Pings(deadlines.poller.time)
+        self._pings = Pings(deadlines.poller.time, config.max_control_rate)
         self._next_ping: Deadline | None = None
         # For each keepalive Ping: whether it was followed by anything.
         self._checks: tuple[tuple[bytes, Deadline], ...] = ()
@@ -548,6 +548,11 @@ class Conn(Closable, ObjectStream["str | bytes"]):
     def _control(self, message: Message) -> bool:
         """Do what RFC 6455 §5.5 asks for, unless the application does; tell whether it does."""
         assert isinstance(message.data, bytes)
+        if self._pings.come_too_fast():
+            self._protocol.refuse(
+                CloseCode.POLICY_VIOLATION,
+                f"more than {self._config.max_control_rate} control frames in a second",
+            )
         is_wanted = message.type in self._manual
         if message.type is MessageType.PONG:
             self._pings.match(message.data)

@@ -1,11 +1,14 @@
 """Which Ping a Pong answers, and how long that has taken (RFC 6455 §5.5.2, §5.5.3).
 
+The peer's are counted here as well, because it may not send them as fast as it can.
+
 Two kinds of Pings wait for their Pongs: those that the application waits for, any number of them, and the
 last one of the keepalive. When they are sent, and what their silence means, is up to the connection.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 
@@ -41,17 +44,31 @@ class Pings:
     """The Pings of one connection that have not been answered yet.
 
     :param clock: tells seconds
+    :param most: how many control frames the peer may send in a second; ``None`` for any number
 
     :ivar latency: the round-trip time of the last answered Ping in seconds, ``None`` before there was one
     """
 
-    __slots__ = ("_clock", "_keepalive", "_waiting", "latency")
+    __slots__ = ("_clock", "_keepalive", "_most", "_received", "_since", "_waiting", "latency")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], most: int | None = None) -> None:
         self.latency: float | None = None
         self._clock = clock
+        self._most = math.inf if most is None else most
+        self._received = 0  # control frames, since then:
+        self._since = clock()
         self._waiting = _NONE
         self._keepalive: tuple[bytes, float] = b"", 0.0
+
+    def come_too_fast(self) -> bool:
+        """Count a control frame of the peer's; tell whether there were more in a second than there may be."""
+        self._received += 1
+        if self._received <= self._most:
+            return False
+        now = self._clock()
+        too_fast = now - self._since < 1
+        self._received, self._since = 1, now
+        return too_fast
 
     def make(self) -> SentPing:
         """Make a Ping that is about to be sent; when it was, :meth:`add` it."""

@@ -269,6 +269,17 @@ class Protocol:
             if self.error is None:
                 self._receive_close(messages[-1])
 
+    def refuse(self, code: int, reason: str) -> None:
+        """Note that the peer does what its frames do not show, such as too much: a violation like others.
+
+        Nothing more is read then; :meth:`fail` tells the peer.
+        """
+        if self.reader is not None and not self.input_ended:
+            self.reader.close()
+            self.rest = b""
+            self.input_ended = True
+            self.error = RemoteProtocolError(code, reason)
+
     def _receive_close(self, message: Message) -> None:
         """Note the peer's Close (§7.1.3); a failure of ours stays the reason of the end."""
         self._move(Move.RECEIVE_CLOSE)

@@ -69,6 +69,7 @@ SHARED = {
     "write_timeout": 20.0,
     "inbox_size": 65_536,
     "outbox_size": 65_536,
+    "max_control_rate": 10_000,
     "message_view": False,
     "subprotocols": (),
     "compression": Compression(
@@ -202,11 +203,24 @@ def test_config_refuses_numbers_that_are_none(kind: type[Any], name: str, value:
         kind(**{name: value})
 
 
+@pytest.mark.parametrize("kind", [Config, ClientConfig])
+def test_max_control_rate_is_a_number_or_none(kind: type[Any]) -> None:
+    """Without a limit it is ``None``; what is no number is refused by name."""
+    assert kind(max_control_rate=None).max_control_rate is None
+    for value in NO_NUMBER:
+        if value is not None:
+            with pytest.raises(
+                ValueError, match=r"^max_control_rate: a whole number of at least 1 is needed"
+            ):
+                kind(max_control_rate=value)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "least", "most"),
     [
         (Config, "inbox_size", 1, None),
         (Config, "outbox_size", 0, None),
+        (Config, "max_control_rate", 1, None),
         (Config, "port", 0, 65_535),
         (Config, "backlog", 1, None),
         (Config, "max_conn", 1, None),

@@ -967,6 +967,35 @@ async def settle_then(link: Link, do: Do) -> None:
         await link.peer.send_close(1000)
 
 
+@virtual
+@pytest.mark.attack("R05")
+@pytest.mark.parametrize("role", Role)
+async def test_control_frames_are_counted_second_by_second(role: Role) -> None:
+    """``max_control_rate`` frames in each second are fine for ever; one more within it is 1008."""
+    async with connection(role, max_control_rate=3) as link:
+        for _ in range(4):
+            for opcode in (PING, PONG, PING):
+                await link.peer.send_frame(opcode)
+            await link.peer.expect(PONG)
+            await link.peer.expect(PONG)
+            await anyio.sleep(1)
+        await link.peer.send(link.peer.build(PING) * 3)
+        for _ in range(3):
+            await link.peer.expect(PONG)
+        await anyio.sleep(0.99)
+        await link.peer.send_frame(PONG)
+        await link.peer.expect_close(1008, "more than 3 control frames in a second")
+
+
+@pytest.mark.attack("R05")
+async def test_control_frames_are_not_counted_where_that_is_not_wanted() -> None:
+    """With ``max_control_rate=None`` any number of them is answered."""
+    async with connection(max_control_rate=None) as link:
+        await link.peer.send(link.peer.build(PING) * 20_000)
+        for _ in range(20_000):
+            await link.peer.expect(PONG)
+
+
 # --- keepalive ------------------------------------------------------------------------------------------
 
 

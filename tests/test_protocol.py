@@ -1128,6 +1128,21 @@ def test_rest_of_what_was_received_is_kept_for_the_next_turn(role: Role) -> None
     assert protocol.rest == b""
 
 
+@pytest.mark.attack("R05")
+@pytest.mark.parametrize("role", Role)
+def test_refusal_is_a_violation_like_others(role: Role) -> None:
+    """What frames do not show can be held against the peer: it is told, and nothing more is read."""
+    protocol = machine(role)
+    protocol.refuse(1008, "too much")
+    assert (protocol.input_ended, str(protocol.error)) == (True, "too much (close code 1008)")
+    assert protocol.receive_data(build(PEER[role], Opcode.TEXT, b"x")) == []
+    assert protocol.fail(1008, "too much") == machine(role).fail(1008, "too much") or role is Role.CLIENT
+    assert protocol.close_code == 1008
+    error = protocol.error
+    protocol.refuse(1011, "again")
+    assert protocol.error is error
+
+
 # --- the closing handshake ------------------------------------------------------------------------
 
 # RFC 6455 §7.4.1 and §7.4.2 with what IANA has registered since: all that may stand in a Close.

@@ -192,6 +192,11 @@ ROWS = (
         "above the mark writing waits; a peer that does not read is cut off",
     ),
     Row(
+        "config.max_control_rate",
+        "`max_control_rate`",
+        "more control frames in a second fail the connection with 1008",
+    ),
+    Row(
         "config.origins",
         "`origins`",
         "which pages may connect: those of the same host, or those that are named",

@@ -31,7 +31,7 @@ from anyio_ws.protocol import Role
 
 from ..certificates import AUTHORITY, server_context
 from ..memory import connection
-from ..support import BINARY, CLOSE, PING, TEXT, Stopwatch, build_request, listening, settle, virtual
+from ..support import BINARY, CLOSE, PING, PONG, TEXT, Stopwatch, build_request, listening, settle, virtual
 from ..test_workers import Start, start  # noqa: F401 - a fixture
 from .things import Base, Echo, Quiet, serving
 
@@ -317,6 +317,16 @@ async def test_config_outbox_size_makes_writers_wait() -> None:
             with pytest.raises(ConnectionBroken) as caught:
                 await link.conn.write("more")
         assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+async def test_config_max_control_rate_fails_a_connection_with_1008() -> None:
+    """So many Pings in a second are answered, one more is too much."""
+    async with connection(Role.SERVER, max_control_rate=5) as link:
+        await link.peer.send(link.peer.build(PING) * 6)
+        for _ in range(5):
+            await link.peer.expect(PONG)
+        assert (await link.peer.frame()).opcode == PONG  # those of one read are answered before the end
+        await link.peer.expect_close(1008, "more than 5 control frames in a second")
 
 
 async def test_config_origins_say_which_pages_may_connect() -> None:

@@ -363,7 +363,8 @@ ROWS = (
     Row(
         "R05",
         "A flood of pings by a peer that reads",
-        "One pong for each at most, no larger than it; handlers go on",
+        "One pong for each at most, no larger than it; handlers go on. More than `max_control_rate` control "
+        "frames in a second (10,000 unless set): 1008",
     ),
     Row(
         "R06",

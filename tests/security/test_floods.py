@@ -24,7 +24,8 @@ KEY = b"mask"
 @every_way
 async def test_flood_of_pings_gets_no_more_than_it_gives(way: str) -> None:
     """Ten thousand pings and pongs get at most as many pongs, no larger, in order; others are served."""
-    async with arena(way, Echo) as place, bystander(place) as echoed:
+    config = Config(max_control_rate=None)
+    async with arena(way, Echo, None, config) as place, bystander(place) as echoed:
         peer = await place.open()
         answers: list[bytes] = []
         async with anyio.create_task_group() as tasks:
@@ -38,6 +39,28 @@ async def test_flood_of_pings_gets_no_more_than_it_gives(way: str) -> None:
         assert numbers == sorted(set(numbers))
         await echoed.wait(len(echoed) + 3)
         await peer.close_handshake()
+
+
+@pytest.mark.attack("R05", "R06")
+@every_way
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_flood_of_control_frames_is_cut_off(way: str, opcode: int) -> None:
+    """More in a second than ``max_control_rate`` is 1008, after the messages before it; others are served."""
+    ends = Diary()
+    config = Config(max_control_rate=100)
+    async with arena(way, Echo, ends, config) as place, bystander(place) as echoed:
+        peer = await place.open()
+        await peer.send(build_frame(TEXT, b"hello", key=KEY) + build_frame(opcode, b"", key=KEY) * 5_000)
+        frames = [await peer.frame()]
+        while frames[-1].opcode != 0x8:
+            frames.append(await peer.frame())
+        assert (TEXT, b"hello") in [(frame.opcode, frame.payload) for frame in frames]
+        assert frames[-1].payload == b"\x03\xf0more than 100 control frames in a second"
+        assert len(frames) < 600  # those of one turn at most are answered before the end
+        await peer.stream.aclose()
+        await ends.wait()
+        assert ends == [1008]
+        await echoed.wait(len(echoed) + 3)
 
 
 async def flood(peer: Peer, opcode: int, count: int) -> None:
