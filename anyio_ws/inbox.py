@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
-from contextvars import Context, copy_context
+from collections.abc import Callable, Generator, Iterable
+from contextvars import Context
 from itertools import islice
 from typing import Any, Final
 
@@ -57,6 +57,7 @@ class Inbox:
         "_bell",
         "_by_data",
         "_bytes",
+        "_call",
         "_context",
         "_control",
         "_discards",
@@ -112,9 +113,10 @@ class Inbox:
         self._by_data = False
         self._hook_bell: Bell  # for who calls them; apart, because a hook may ask
         self._task: Any = None
-        self._context: Context
+        self._context: Context  # for what is called in the place of the task
+        self._call: Callable[..., Any]  # calls in that context what the task calls itself
         self._short_cut = False
-        self._sleeping: tuple[Coroutine[Any, Any, Any], Any] | None = None
+        self._sleeping: tuple[Any, Any] | None = None
         self._error: BaseException | None = None
 
     @property
@@ -220,14 +222,13 @@ class Inbox:
         :param waits_for: what it waits for, if it has begun
         """
         self._sleeping = awaitable, waits_for
-        self._wake_for_hook()
+        self.busy = True
+        self._short_cut = False
+        self._hook_bell.ring()
 
     def hook_failed(self, error: BaseException) -> None:
         """Have the task raise what a hook has raised."""
         self._error = error
-        self._wake_for_hook()
-
-    def _wake_for_hook(self) -> None:
         self.busy = True
         self._short_cut = False
         self._hook_bell.ring()
@@ -317,7 +318,8 @@ class Inbox:
             raise anyio.BusyResourceError("receiving from")
         self._hook_bell = self._poller.bell()
         self._hook, self._by_data = hook, by_data
-        self._task, self._context = self._poller.current_task(), copy_context()
+        self._task, self._context = self._poller.current_task(), self._poller.context_of_task()
+        self._call = self._context.run if self._poller.steps else _call
         self.busy = False
         if self.is_direct:
             self._lane.arm(self, self._hook_bell, hook, by_data, self._task, self._context)
@@ -333,8 +335,16 @@ class Inbox:
                     if self._sleeping is None and self._error is None:
                         raise
                     cancelled = exc  # it came between the bell and us: the hook is to be told
-                if self._sleeping is not None or self._error is not None:
-                    await self._go_on(cancelled)
+                sleeping = self._sleeping
+                if self._error is None:
+                    if sleeping is None:
+                        continue
+                    if sleeping[1] is _NOT_BEGUN and self._call is _call and not (self._queue or cancelled):
+                        self._sleeping = None  # nothing but the hook is to be done, and nothing is special
+                        await sleeping[0]
+                        self.busy = False
+                        continue
+                await self._go_on(cancelled)
         finally:
             self._lane.disarm()
             self._hook, self._task = None, None
@@ -364,7 +374,7 @@ class Inbox:
 
     async def _dispatch_queue(self, hook: Hook) -> None:
         """Call the hook for all that waits; the replies leave in one send."""
-        poller, run = self._poller, self._context.run
+        poller, run = self._poller, self._call
         self._served = 0
         try:
             while self._queue:
@@ -396,7 +406,7 @@ class Inbox:
         """
         if type(awaitable) is not types.CoroutineType:
             awaitable = _await(awaitable)
-        run = self._context.run
+        run = self._call
         try:
             if waits_for is _NOT_BEGUN:
                 waits_for = run(awaitable.send, None)
@@ -414,6 +424,10 @@ class Inbox:
         except StopIteration:
             if cancelled is not None and waits_for is _NOT_BEGUN:  # the hook did not wait, so it was not told
                 raise cancelled from None
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _answer_nothing(message: Message) -> bool:

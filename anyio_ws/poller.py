@@ -18,7 +18,7 @@ import time
 import weakref
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
@@ -48,8 +48,8 @@ class Bell(Protocol):
     def ring(self) -> None:
         """Wake the task that waits; without one nothing happens, and nothing is remembered."""
 
-    async def wait(self) -> None:
-        """Wait until the bell is rung. Cancellation: as of any wait."""
+    def wait(self) -> Awaitable[None]:
+        """Park the task that awaits this, until the bell is rung. Cancellation: as of any wait."""
 
 
 class Corked(Protocol):
@@ -83,6 +83,13 @@ class Poller(Protocol):
 
     def current_task(self) -> Any:
         """Return the running task, for :meth:`enter`."""
+
+    def context_of_task(self) -> Context:
+        """Return a context for what is done in the name of the running task.
+
+        Where tasks have steps it is a copy, because the task's own is entered while it runs; where they
+        have none (:attr:`steps`) it is the task's own.
+        """
 
     def enter(self, task: Any) -> None:
         """Take the identity of a task that is parked, where :attr:`steps` says so."""
@@ -200,12 +207,9 @@ class _AsyncioBell:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         self.waiter = self._loop.create_future()
-        try:
-            await self.waiter
-        finally:
-            self.waiter = None
+        return self.waiter
 
 
 class _AsyncioPoller(_Gathering):
@@ -242,6 +246,9 @@ class _AsyncioPoller(_Gathering):
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
 
+    def context_of_task(self) -> Context:
+        return copy_context()
+
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
         task = self._loop.create_task(_as_coroutine(function))
         self._tasks.add(task)
@@ -277,9 +284,10 @@ class _TrioBell:
         if task is not None:
             self._trio.reschedule(task)
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         self.waiter = self._trio.current_task()
-        await self._trio.wait_task_rescheduled(self._abort)
+        waiting: Awaitable[None] = self._trio.wait_task_rescheduled(self._abort)
+        return waiting
 
     def _abort(self, raise_cancel: object) -> Any:
         self.waiter = None
@@ -311,6 +319,10 @@ class _TrioPoller(_Gathering):
 
     def current_task(self) -> Any:
         return self._trio.current_task()
+
+    def context_of_task(self) -> Context:
+        context: Context = self._trio.current_task().context
+        return context
 
     def call_soon(self, callback: Callback) -> None:
         self._token.run_sync_soon(callback)
