@@ -20,6 +20,7 @@
 enum { TEXT = 0x1, BINARY = 0x2 };
 enum { COPY_MOST = 2048 }; /* a frame up to this size is put together on the stack */
 enum { FAIR = 256 };       /* messages of one read up to which other tasks need no turn between them */
+enum { PIECE = 65536 };    /* bytes that are gathered at most, as in transport.py */
 
 #define NAMES(X)                                                                                             \
     X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_break)          \
@@ -616,8 +617,9 @@ gather(Lane *self, const State *state, PyObject *frame)
     }
     const Py_ssize_t size = PyBytes_GET_SIZE(frame);
     const bool is_full = self->buffered + size > self->outbox_size;
+    const bool flushes = is_full || self->buffered + size >= PIECE;
     int status = 0;
-    if (!is_full && self->gathered != Py_True) { /* before the frame, which would stay for ever without it */
+    if (!flushes && self->gathered != Py_True) { /* before the frame, which would stay for ever without it */
         status = PyList_Append(((Poller *)self->poller)->waiting, (PyObject *)self);
         if (status == 0) {
             set_flag(&self->gathered, true);
@@ -633,9 +635,8 @@ gather(Lane *self, const State *state, PyObject *frame)
     self->buffered += size;
     if (is_full) {
         set_flag(&self->full, true);
-        return call((PyObject *)self, state->names.flush);
     }
-    return 0;
+    return flushes ? call((PyObject *)self, state->names.flush) : 0;
 }
 
 /* Deal with a frame of which send() has taken a part, or nothing: NULL if there was no memory for it. The

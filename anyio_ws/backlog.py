@@ -15,46 +15,9 @@ from typing import Any
 
 from .conn import Conn
 from .events import Message
+from .framing import Frames
 from .inbox import Hook
 from .protocol import State
-
-
-class Frames:
-    """Finds where frames end, in bytes that come cut anywhere (RFC 6455 §5.2); it judges nothing."""
-
-    def __init__(self) -> None:
-        self._head = b""  # the start of a header
-        self._left = 0  # what is still to come of the payload behind it
-
-    def end_of(self, data: bytes | memoryview, start: int, count: int) -> int:
-        """Return where so many frames have ended, or where *data* does."""
-        position = start
-        while count and position < len(data):
-            if not self._left:
-                piece = data[position : position + self._missing()]
-                self._head += piece
-                position += len(piece)
-                if self._missing():
-                    continue
-                self._left = self._length()
-                self._head = b""
-            step = min(self._left, len(data) - position)
-            position += step
-            self._left -= step
-            count -= not self._left
-        return position
-
-    def _missing(self) -> int:
-        """Return how many bytes are needed before more can be said about the header."""
-        if len(self._head) < 2:
-            return 2 - len(self._head)
-        extended = {126: 2, 127: 8}.get(self._head[1] & 0x7F, 0)
-        return 2 + extended + (4 if self._head[1] & 0x80 else 0) - len(self._head)
-
-    def _length(self) -> int:
-        length = self._head[1] & 0x7F
-        extended = {126: 4, 127: 10}.get(length)
-        return length if extended is None else int.from_bytes(self._head[2:extended], "big")
 
 
 class Backlog:

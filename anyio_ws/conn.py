@@ -29,7 +29,7 @@ from .deadlines import Deadline, Deadlines
 from .deflate import Deflater, Inflater, Parameters, build_codec
 from .events import CloseCode, Message, MessageType
 from .exceptions import LocalProtocolError
-from .framing import Frame, writable_bytes
+from .framing import WHOLE, Frame, writable_bytes
 from .from_thread import FromThread
 from .inbox import Hook, Inbox
 from .pings import Pings
@@ -41,7 +41,6 @@ from .write_buffer import WriteBuffer
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
 _TURN = 32_768  # bytes of messages, each counted with 128 more, after which others get their turn
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
-WHOLE = 131_072  # bytes up to which a message goes out in one frame
 _ids = itertools.count(1)
 
 
@@ -78,7 +77,6 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         "_has_turn",
         "_lane",
         "_next_ping",
-        "_pending_pong",
         "_pings",
         "_subprotocol",
         "_views",
@@ -113,7 +111,6 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         self._compression: Parameters | None = None
         self._has_turn = False  # it is to come
         self._eof = False  # it comes after what was not looked at yet
-        self._pending_pong: bytes | None = None  # waits for room
         self._pings = Pings(deadlines.poller.time, config.max_control_rate)
         self._next_ping: Deadline | None = None
         # For each keepalive Ping: whether it was followed by anything.
@@ -561,17 +558,12 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         return is_wanted
 
     def _pong(self, data: bytes) -> None:
-        """Answer a Ping; of several that wait for room only the last (§5.5.3)."""
-        if self._transport.full:
-            self._pending_pong = data
-        elif self._protocol.can(Move.SEND):
-            self._transport.write(self._protocol.send_pong(data))
+        """Answer a Ping, before what waits to be sent (§5.5.3: "as soon as is practical")."""
+        if self._protocol.can(Move.SEND):
+            self._transport.write_soon(self._protocol.send_pong(data))
 
     def room_made(self) -> None:
         """Let those who wait for room go on."""
-        if self._pending_pong is not None:
-            pong, self._pending_pong = self._pending_pong, None
-            self._pong(pong)
         self._wake_writers()
 
     def eof_received(self) -> None:
@@ -589,7 +581,6 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         for deadline in (self._next_ping, *(check for _, check in self._checks)):
             if deadline is not None:
                 deadline.cancel()
-        self._pending_pong = None
         self._pings.release()
 
     # --- keepalive --------------------------------------------------------------------------------
@@ -600,7 +591,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         if not self._protocol.can(Move.SEND) or interval is None:
             return
         ping, due = self._pings.keep_alive(), self._deadlines.poller.loop_time() + timeout
-        self._transport.write(self._protocol.send_ping(ping))
+        self._transport.write_soon(self._protocol.send_ping(ping))
         self._check_later(timeout, ping, self._signs_of_life(), due)
         self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
 

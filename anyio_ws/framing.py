@@ -1,14 +1,18 @@
-"""RFC 6455 §5, framing: the build that is in use, and frames made ahead of time.
+"""RFC 6455 §5, framing: the build that is in use, messages in fragments, and frames made ahead of time.
 
 ``BUILD`` says which build was chosen, ``"c"`` or ``"python"``. The environment variable
 ``ANYIO_WS_FRAMING`` forces one of them; otherwise the compiled one is used where it is installed.
 Only its absence is tolerated: a compiled module that fails to load is an error, not a slow program.
+
+A message of more than ``WHOLE`` bytes is cut into fragments (§5.4), because control frames may go between
+them: nobody waits for a Pong until a huge message is through. :func:`frame_message` cuts, and
+:func:`end_of_frame` finds the cuts again in what waits to be sent.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
 from ._framing_py import Buffers, MessageReader, build_header, frame, mask
@@ -33,17 +37,29 @@ if _forced != "python":
 
 __all__ = [
     "BUILD",
+    "FRAGMENT",
+    "WHOLE",
     "Buffers",
     "Frame",
+    "Frames",
     "MessageReader",
+    "end_of_frame",
     "frame",
     "frame_bin",
     "frame_in_place",
+    "frame_message",
     "frame_text",
     "mask",
     "to_bytes",
     "writable_bytes",
 ]
+
+WHOLE = 131_072  # bytes of payload above which a message is cut into fragments
+FRAGMENT = 65_535  # bytes of payload of each of them; the last may have less
+
+_FIN, _RSV1, _MASK, _OPCODE = 0x80, 0x40, 0x80, 0x0F
+_SHORT = WHOLE + 14  # bytes that may be one frame, its header included
+_LAST_DATA = int(Opcode.BINARY)  # opcodes above it are of control frames, or reserved
 
 
 class Compressor(Protocol):
@@ -75,7 +91,7 @@ class Frame:
         self.opcode = opcode
         self.payload: bytes = payload
         self.compress: bool = compress
-        self.framed: bytes = frame(opcode, payload)
+        self.framed: bytes = frame_message(opcode, payload)
         self._compressed: dict[Hashable, bytes | None] = {}
 
     def compressed(self, compressor: Compressor) -> bytes | None:
@@ -89,7 +105,7 @@ class Frame:
             return self._compressed[compressor.kind]
         except KeyError:
             payload = compressor.shrink_alone(self.payload)
-            framed = None if payload is None else frame(self.opcode, payload, rsv1=True)
+            framed = None if payload is None else frame_message(self.opcode, payload, rsv1=True)
             return self._compressed.setdefault(compressor.kind, framed)
 
     def __bytes__(self) -> bytes:
@@ -102,18 +118,106 @@ class Frame:
         return f"<Frame {self.opcode.name} of {len(self.payload)} bytes>"
 
 
+def frame_message(
+    opcode: int, payload: bytes, *, rsv1: bool = False, new_key: Callable[[], bytes] | None = None
+) -> bytes:
+    """Build the frames of a message: one, or fragments of ``FRAGMENT`` bytes if it is long (RFC 6455 §5.4).
+
+    :param opcode: text or binary
+    :param payload: the message
+    :param rsv1: whether it is compressed
+    :param new_key: gives a client's masking keys, a fresh one for each frame; ``None`` for a server
+    """
+    if len(payload) <= WHOLE:
+        return frame(opcode, payload, rsv1=rsv1, masking_key=new_key and new_key())
+    parts: list[bytes | memoryview] = []
+    for first, piece in _cut(opcode, memoryview(payload), rsv1=rsv1):
+        if new_key is None:
+            parts += build_header(first, 0, len(piece)), piece
+        else:
+            key = new_key()
+            parts += build_header(first, _MASK, len(piece)), key, mask(piece, key)
+    return b"".join(parts)
+
+
 def frame_in_place(
-    opcode: int, payload: bytearray | memoryview, masking_key: bytes
-) -> tuple[bytes, memoryview]:
-    """Mask a payload where it is, and build what goes before it on the wire (RFC 6455 §5.2, §5.3).
+    opcode: int, payload: bytearray | memoryview, new_key: Callable[[], bytes]
+) -> list[bytes | memoryview]:
+    """Mask a client's message where it is, and build what goes between (RFC 6455 §5.2, §5.3, §5.4).
 
     :param payload: writable memory, which is scrambled then
-    :return: the header with the masking key, and a view of the payload
+    :param new_key: gives masking keys, a fresh one for each frame
+    :return: for each frame its header with the masking key, and a view of its payload
     :raises TypeError: when *payload* is not writable and contiguous; it is as it was then
     """
     view = writable_bytes(payload)
-    mask(view, masking_key, in_place=True)
-    return build_header(0x80 | opcode, 0x80, len(view)) + masking_key, view
+    cuts = _cut(opcode, view) if len(view) > WHOLE else [(_FIN | opcode, view)]
+    parts: list[bytes | memoryview] = []
+    for first, piece in cuts:
+        key = new_key()
+        parts += build_header(first, _MASK, len(piece)) + key, mask(piece, key, in_place=True)
+    return parts
+
+
+def _cut(opcode: int, payload: memoryview, *, rsv1: bool = False) -> Iterator[tuple[int, memoryview]]:
+    """Cut a payload into fragments, each with the first byte of its frame (RFC 6455 §5.4)."""
+    first = opcode | (_RSV1 if rsv1 else 0)  # RFC 7692 §6.1: RSV1 is set on the first fragment only
+    for start in range(0, len(payload), FRAGMENT):
+        is_last = start + FRAGMENT >= len(payload)
+        yield first | (_FIN if is_last else 0), payload[start : start + FRAGMENT]
+        first = Opcode.CONTINUATION
+
+
+class Frames:
+    """Finds where frames end, in bytes that come cut anywhere (RFC 6455 §5.2); it judges nothing."""
+
+    def __init__(self) -> None:
+        self._head = b""  # the start of a header
+        self._left = 0  # what is still to come of the payload behind it
+
+    def end_of(self, data: bytes | memoryview, start: int, count: int) -> int:
+        """Return where so many frames have ended, or where *data* does."""
+        position = start
+        while count and position < len(data):
+            if not self._left:
+                piece = data[position : position + self._missing()]
+                self._head += piece
+                position += len(piece)
+                if self._missing():
+                    continue
+                self._left = self._length()
+                self._head = b""
+            step = min(self._left, len(data) - position)
+            position += step
+            self._left -= step
+            count -= not self._left
+        return position
+
+    def _missing(self) -> int:
+        """Return how many bytes are needed before more can be said about the header."""
+        if len(self._head) < 2:
+            return 2 - len(self._head)
+        extended = {126: 2, 127: 8}.get(self._head[1] & 0x7F, 0)
+        return 2 + extended + (4 if self._head[1] & 0x80 else 0) - len(self._head)
+
+    def _length(self) -> int:
+        length = self._head[1] & 0x7F
+        extended = {126: 4, 127: 10}.get(length)
+        return length if extended is None else int.from_bytes(self._head[2:extended], "big")
+
+
+def end_of_frame(sent: bytes | memoryview, position: int) -> int:
+    """Return where the next frame ends, at *position* or behind it: there a control frame may go.
+
+    :param sent: what was sent in one piece, from its start: the frames of one message. What is short
+        is not looked into, and the head of an HTTP message is no frame: both end where they end.
+    """
+    if len(sent) <= _SHORT or sent[0] & _OPCODE > _LAST_DATA:
+        return len(sent)
+    frames, end = Frames(), 0
+    while end < position:
+        end = frames.end_of(sent, end, 1)
+    return end
 
 
 def writable_bytes(data: bytearray | memoryview) -> memoryview:

@@ -2,6 +2,7 @@
 
 Bytes in, messages out (:meth:`Protocol.receive_data`); intent in, bytes out (``send_*``). The machine
 knows no stream, no clock and no waiting, and keeps no outbox: whoever drives it writes what it returns.
+A long message is returned as several frames, between which control frames may be written (§5.4).
 
 Its states are those of §7, one for each way in which the closing handshake can stand:
 
@@ -25,7 +26,17 @@ from functools import partial
 from .deflate import Deflater, Inflater
 from .events import CloseCode, Message, MessageType, Opcode, build_close, parse_close
 from .exceptions import LocalProtocolError, RemoteProtocolError
-from .framing import Buffers, Frame, MessageReader, frame, frame_in_place, to_bytes, writable_bytes
+from .framing import (
+    WHOLE,
+    Buffers,
+    Frame,
+    MessageReader,
+    frame,
+    frame_in_place,
+    frame_message,
+    to_bytes,
+    writable_bytes,
+)
 
 
 class Role(Enum):
@@ -85,6 +96,7 @@ TRANSITIONS: dict[State, dict[Move, State]] = {
 
 
 _TEXT, _BINARY = int(Opcode.TEXT), int(Opcode.BINARY)
+_WHOLE_TEXT = WHOLE // 4  # characters that are one frame, whichever they are
 
 
 class _KeyPool:
@@ -291,40 +303,44 @@ class Protocol:
     # --- sending: §6.1 ----------------------------------------------------------------------------
 
     def send_text(self, data: str, compress: bool = True) -> bytes:
-        """Frame a text message.
+        """Frame a text message; a long one is cut into fragments (§5.4).
 
         :param compress: ``False`` to send it uncompressed, whatever was negotiated
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not ``str``
         :raises UnicodeEncodeError: when *data* has a lone surrogate
         """
-        if self.is_plain and type(data) is str:
+        if (
+            self.is_plain
+            and type(data) is str
+            and (len(data) <= _WHOLE_TEXT or (len(data) <= WHOLE and data.isascii()))
+        ):
             return frame(_TEXT, data, masking_key=masking_key()) if self._masks else frame(_TEXT, data)
         if not isinstance(data, str):
             raise TypeError(f"data: text is str, not {type(data).__name__}; write_bin takes bytes")
         return self._send_message(Opcode.TEXT, data.encode(), compress)
 
     def send_bin(self, data: bytes | bytearray | memoryview, compress: bool = True) -> bytes:
-        """Frame a binary message.
+        """Frame a binary message; a long one is cut into fragments (§5.4).
 
         :param compress: ``False`` to send it uncompressed, whatever was negotiated
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not bytes-like
         """
-        if self.is_plain and type(data) is bytes:
+        if self.is_plain and type(data) is bytes and len(data) <= WHOLE:
             return frame(_BINARY, data, masking_key=masking_key()) if self._masks else frame(_BINARY, data)
         return self._send_message(Opcode.BINARY, to_bytes(data), compress)
 
-    def frame_in_place(self, data: bytearray | memoryview) -> tuple[bytes, memoryview]:
+    def frame_in_place(self, data: bytearray | memoryview) -> list[bytes | memoryview]:
         """Frame a binary message of a client by masking it where it is; it is not compressed.
 
-        :return: the header, and a view of the masked data
+        :return: for each frame its header, and a view of its masked data
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         :raises TypeError: when *data* is not writable; in every case it is as it was then
         """
         view = writable_bytes(data)
         self._check_data(Opcode.BINARY, fin=True)
-        return frame_in_place(Opcode.BINARY, view, masking_key())
+        return frame_in_place(Opcode.BINARY, view, masking_key)
 
     def send_message(self, type: MessageType, data: memoryview, compress: bool = True) -> bytes:
         """Frame a text or binary message from its bytes; that text is UTF-8 is up to the caller.
@@ -335,7 +351,7 @@ class Protocol:
         return self._send_message(Opcode(type), data.tobytes(), compress)
 
     def send_prepared(self, prepared: Frame) -> bytes:
-        """Return the bytes of a frame made ahead of time; a client masks it anew.
+        """Return the bytes of a message framed ahead of time; a client masks it anew.
 
         :raises LocalProtocolError: when nothing may be sent any more, or a fragmented message is open
         """
@@ -407,11 +423,10 @@ class Protocol:
 
     def _send_message(self, opcode: Opcode, payload: bytes, compress: bool) -> bytes:
         self._check_data(opcode, fin=True)
-        if compress and self._deflater is not None:
-            compressed = self._deflater.shrink(payload)
-            if compressed is not None:
-                return self._frame(opcode, compressed, rsv1=True)
-        return self._frame(opcode, payload)
+        shrunk = self._deflater.shrink(payload) if compress and self._deflater is not None else None
+        data = payload if shrunk is None else shrunk
+        new_key = masking_key if self._masks else None
+        return frame_message(opcode, data, rsv1=shrunk is not None, new_key=new_key)
 
     def _send_fragment(self, opcode: Opcode, payload: bytes, fin: bool, compress: bool) -> bytes:
         self._check_data(opcode, fin=fin)

@@ -27,9 +27,10 @@ import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from .deadlines import Deadline, Deadlines
+from .framing import end_of_frame
 from .lane import NO_LANE, Lane, SocketLane
 from .poller import current_poller
-from .transport import LINGER_BYTES, PIECE, Address, Receiver, address_of, without_frames
+from .transport import LINGER_BYTES, PIECE, Address, Receiver, add_soon, address_of, without_frames
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -41,6 +42,8 @@ _FAIR = 32  # connections that are accepted before other tasks get their turn
 _STAGGER = 0.25  # seconds before the next address is tried beside the last one (RFC 8305 §5)
 _FULL_BACKLOG_PAUSE = 0.01  # seconds; nothing tells when a Unix socket's backlog has room again
 _READS_AFTER_BREAKING = 64  # at most so many reads of what came before a socket broke
+_MOST_PARTS = 1_024  # that one call can send (IOV_MAX of Linux, macOS and the BSDs)
+_NO_FRAMES: list[bytes] = []  # of all transports that have none, and never changed
 _TCP = (socket.AF_INET, socket.AF_INET6)
 _RETRY = (BlockingIOError, InterruptedError)
 
@@ -107,12 +110,14 @@ class SocketTransport(SocketLane):
         "_deadline",
         "_deadlines",
         "_discarded",
+        "_entry",
         "_eof",
         "_error",
         "_half_close",
         "_is_watched",
         "_progress",
         "_socket",
+        "_soon",
         "_write_timeout",
         "ended",
         "taken",
@@ -141,8 +146,10 @@ class SocketTransport(SocketLane):
         self._deadlines = deadlines
         self._outbox_size = outbox_size
         self._write_timeout = write_timeout
-        self._outbox: list[bytes] = []
-        self._rest: bytes | memoryview = b""  # what the kernel did not take
+        self._outbox: list[bytes | memoryview] = []
+        self._entry: bytes | memoryview = b""  # what is being sent,
+        self._rest: bytes | memoryview = b""  # and what the kernel did not take of it
+        self._soon: list[bytes] = _NO_FRAMES  # control frames that go before the outbox
         self._gathered = False  # the poller will flush us
         self._progress = 0  # bytes taken since the write timeout began
         self._deadline: Deadline | None = None
@@ -251,7 +258,7 @@ class SocketTransport(SocketLane):
                 self._keep(data)
         elif self._poller.corked or self._outbox:  # behind what was gathered, though that is over now
             self._keep(data)
-            if self.full or not self._poller.corked:
+            if self.full or self.buffered >= PIECE or not self._poller.corked:
                 self.flush()
             elif not self._gathered:
                 self._gathered = True
@@ -259,26 +266,52 @@ class SocketTransport(SocketLane):
         else:
             self._send(data)
 
-    def write_from(self, head: bytes, body: memoryview) -> None:
+    def write_from(self, *parts: bytes | memoryview) -> None:
         """Take bytes like :meth:`write`; only what the kernel does not take at once is copied."""
         if self._rest or self._finishing or self._outbox or self._poller.corked:
-            self.write(b"".join((head, body)))
+            self.write(b"".join(parts))
             return
         try:
-            sent = self._socket.sendmsg((head, body))
+            sent = self._socket.sendmsg(parts[:_MOST_PARTS])
         except _RETRY:
             sent = 0
         except OSError as exc:
             self._break(without_frames(exc))
             return
-        rest = b"".join((head[sent:], body[max(0, sent - len(head)) :]))
-        if rest:
-            self._wait_to_send(rest)
+        for index, part in enumerate(parts):
+            if sent < len(part):
+                # Between frames something else may go, so the rest of this one is kept on its own.
+                behind = index + 2 - index % 2
+                self._wait_to_send(b"".join((part[sent:], *parts[index + 1 : behind])))
+                if behind < len(parts):
+                    self._keep(b"".join(parts[behind:]))
+                return
+            sent -= len(part)
+
+    def write_soon(self, frame: bytes) -> None:
+        """Take a control frame that goes before what waits; see ``Transport.write_soon``."""
+        if not self._rest or self._finishing:
+            self.write(frame)
+            return
+        if not self._soon:
+            self._part_entry()
+            self._soon = []
+        self.buffered += add_soon(self._soon, frame, replace=self.full)
+        self.full = self.full or self.buffered > self._outbox_size
+
+    def _part_entry(self) -> None:
+        """Have what is being sent end with a frame; the frames behind that wait like others."""
+        sent = len(self._entry) - len(self._rest)
+        left = end_of_frame(self._entry, sent + 1) - sent
+        if left < len(self._rest):
+            rest = memoryview(self._rest)
+            self._rest = rest[:left]
+            self._outbox.insert(0, rest[left:])
 
     def _keep(self, data: bytes) -> None:
         self._outbox.append(data)
         self.buffered += len(data)
-        self.full = self.buffered > self._outbox_size
+        self.full = self.full or self.buffered > self._outbox_size
 
     def flush(self) -> None:
         """Send what was gathered."""
@@ -296,17 +329,17 @@ class SocketTransport(SocketLane):
         if self._finishing and not self._outbox and not self._rest:
             self._finish_sending()
 
-    def _join(self) -> bytes:
+    def _join(self) -> bytes | memoryview:
         """Take what waits off the outbox, about one piece of it."""
         count = size = 0
         for data in self._outbox:
+            if count and (size >= PIECE or len(data) > PIECE):
+                break
             count += 1
             size += len(data)
-            if size >= PIECE:
-                break
         pieces = self._outbox[:count]
         del self._outbox[:count]
-        return b"".join(pieces)
+        return b"".join(pieces) if count > 1 else pieces[0]
 
     def _send(self, data: bytes | memoryview) -> None:
         """Have the kernel take bytes; keep what it does not take."""
@@ -318,11 +351,12 @@ class SocketTransport(SocketLane):
             self._break(without_frames(exc))
             return
         if sent < len(data):
-            self._wait_to_send(memoryview(data)[sent:])
+            self._wait_to_send(data, sent)
 
-    def _wait_to_send(self, rest: bytes | memoryview) -> None:
+    def _wait_to_send(self, entry: bytes | memoryview, sent: int = 0) -> None:
         """Keep what the kernel did not take until it has room."""
-        self._rest = rest
+        self._entry = entry
+        self._rest = rest = memoryview(entry)[sent:]
         self.buffered += len(rest)
         self.full = self.full or self.buffered > self._outbox_size  # only _room_may_be_made ends it
         self._progress = 0
@@ -357,6 +391,9 @@ class SocketTransport(SocketLane):
             self._room_may_be_made()
             return
         self._stop_waiting()
+        if self._soon:
+            self._outbox.insert(0, b"".join(self._soon))
+            self._soon = _NO_FRAMES
         self._send_outbox()
 
     def _room_may_be_made(self) -> None:
@@ -375,7 +412,7 @@ class SocketTransport(SocketLane):
 
     def _stop_waiting(self) -> None:
         if self._rest:
-            self._rest = b""
+            self._entry = self._rest = b""
             self._poller.unwatch_writable(self._fd)
         if self._deadline is not None:
             self._deadline.cancel()
@@ -415,6 +452,7 @@ class SocketTransport(SocketLane):
     def _drop_outbox(self) -> None:
         self._stop_waiting()
         self._outbox.clear()
+        self._soon = _NO_FRAMES
         self.buffered = 0
         self.full = False
 

@@ -16,6 +16,7 @@ import anyio
 from anyio.streams.tls import TLSAttribute
 
 from .deadlines import Deadlines
+from .framing import WHOLE, end_of_frame
 from .lane import NO_LANE, Lane
 from .sockets import ConnectedSocket, SocketTransport
 from .transport import without_frames
@@ -195,19 +196,39 @@ class TlsTransport(SocketTransport):
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def write_from(self, head: bytes, body: memoryview) -> None:
+    def write_from(self, *parts: bytes | memoryview) -> None:
         """Take bytes like :meth:`write`, in a copy: what is encrypted must not change meanwhile."""
-        self.write(b"".join((head, body)))
+        self.write(b"".join(parts))
 
     def _send(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
+        if len(data) > WHOLE:
+            self._send_frames(memoryview(data))
+        else:
+            self._seal_and_send(data)
+
+    def _send_frames(self, rest: memoryview) -> None:
+        """Send one frame after the other: what is sealed cannot be parted, and nothing go between."""
+        while rest and not self._rest and self._error is None:
+            end = end_of_frame(rest, 1)
+            self._seal_and_send(rest[:end])
+            rest = rest[end:]
+        if rest and self._error is None:
+            self._outbox.insert(0, rest)
+            self.buffered += len(rest)
+            self.full = self.full or self.buffered > self._outbox_size
+
+    def _seal_and_send(self, data: bytes | memoryview) -> None:
         try:
-            while rest:
-                rest = rest[self._tls.write(rest) :]
+            sealed = self._tls.write(data)
+            while sealed < len(data):
+                sealed += self._tls.write(memoryview(data)[sealed:])
         except ssl.SSLError as exc:
             self._close(without_frames(exc))
             return
         super()._send(self._outgoing.read())
+
+    def _part_entry(self) -> None:
+        """Leave it as it is: what the kernel did not take is sealed, and ends with a frame."""
 
     def _send_sealed(self) -> None:
         """Send what TLS itself has to say."""

@@ -8,13 +8,15 @@ halves of a frame.
 from __future__ import annotations
 
 import contextlib
-import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import AnyByteStream, ByteStream, SocketAttribute
 
+from .framing import end_of_frame
 from .lane import NO_LANE, Lane
 
 PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
@@ -75,8 +77,20 @@ class Transport(Protocol):
     def write(self, data: bytes) -> None:
         """Take bytes to send, all of them or, when the transport has ended, none."""
 
-    def write_from(self, head: bytes, body: memoryview) -> None:
-        """Take bytes like :meth:`write`; *body* is memory that the caller may change afterwards."""
+    def write_from(self, *parts: bytes | memoryview) -> None:
+        """Take bytes like :meth:`write`, in views of memory that the caller may change afterwards.
+
+        :param parts: for each frame its header, and a view of its payload
+        """
+
+    def write_soon(self, frame: bytes) -> None:
+        """Take a control frame, which does not wait until everything before it is sent.
+
+        It goes where the frame ends that is being sent then, before what waits behind that, and behind
+        control frames that were taken in the same way. While :attr:`full` is true it takes the place of
+        one with the same opcode: "only the most recently processed Ping" has to be answered (RFC 6455
+        §5.5.3).
+        """
 
     def pause(self) -> None:
         """Stop reading, so that the peer is slowed down."""
@@ -117,7 +131,7 @@ class Transport(Protocol):
 class StreamTransport:
     """A transport over an AnyIO byte stream: TLS, a socket, memory, whatever a user brings.
 
-    One task reads, one writes; the writer drains a memory channel and joins what waits into one send.
+    One task reads, one writes; the writer joins what waits into one send.
 
     :param stream: the stream; the transport closes it at the end, in every case
     :param spawn: starts a task that the transport belongs to, such as a task group's ``start_soon``
@@ -142,7 +156,10 @@ class StreamTransport:
         self._spawn = spawn
         self._outbox_size = outbox_size
         self._write_timeout = write_timeout
-        self._outbox, self._frames = anyio.create_memory_object_stream[bytes](math.inf)
+        self._outbox: deque[bytes] = deque()
+        self._soon: list[bytes] = []  # control frames that go before it
+        self._is_sending = False
+        self._written: anyio.Event | None = None  # set when the writer waits
         self._scope = anyio.CancelScope()
         self._resumed: anyio.Event | None = None
         self._error: Exception | None = None
@@ -161,12 +178,27 @@ class StreamTransport:
         """Take bytes to send, all of them or, when the transport has ended, none."""
         if data and not self._finishing:
             self.buffered += len(data)
-            self.full = self.buffered > self._outbox_size
-            self._outbox.send_nowait(data)
+            self.full = self.full or self.buffered > self._outbox_size
+            self._outbox.append(data)
+            self._wake_writer()
 
-    def write_from(self, head: bytes, body: memoryview) -> None:
+    def write_from(self, *parts: bytes | memoryview) -> None:
         """Take bytes like :meth:`write`, in a copy."""
-        self.write(b"".join((head, body)))
+        self.write(b"".join(parts))
+
+    def write_soon(self, frame: bytes) -> None:
+        """Take a control frame that goes before what waits; see ``Transport.write_soon``."""
+        if self._finishing:
+            return
+        if self._is_sending or self.full or self.buffered >= PIECE:
+            self.buffered += add_soon(self._soon, frame, replace=self.full)
+            self.full = self.full or self.buffered > self._outbox_size
+        else:
+            self.write(frame)  # it leaves together with what waits
+
+    def _wake_writer(self) -> None:
+        if self._written is not None:
+            self._written.set()
 
     def pause(self) -> None:
         """Stop reading, so that the peer is slowed down."""
@@ -188,7 +220,7 @@ class StreamTransport:
         if not self._finishing:
             self._finishing = True
             self._half_close, self._await_eof = half_close, await_eof
-            self._outbox.close()
+            self._wake_writer()
             self.resume()
 
     def abort(self, error: Exception | None = None) -> None:
@@ -206,8 +238,8 @@ class StreamTransport:
                 self._in_order = self._error is None
         finally:
             self._finishing = True
-            self._outbox.close()
-            self._frames.close()
+            self._outbox.clear()
+            self._soon.clear()
             await self._close_stream()
             self.ended = True
             receiver, self.receiver = self.receiver, None  # which refers to us: no cycle outlives the end
@@ -244,30 +276,50 @@ class StreamTransport:
                     return self._end_in_order()
 
     async def _write_all(self) -> None:
-        async for first in self._frames:
-            data = self._join(first)
-            for start in range(0, len(data), PIECE):
-                piece = data[start : start + PIECE] if len(data) > PIECE else data
-                with anyio.fail_after(self._write_timeout):
-                    await self._stream.send(piece)
-                self.buffered -= len(piece)
-                self.taken += len(piece) if start else 0
-                if self.full and self.buffered <= self._outbox_size:
-                    self.full = False
-                    if self.receiver is not None:
-                        self.receiver.room_made()
+        while self._outbox or not self._finishing:
+            if self._outbox:
+                self._is_sending = True
+                await self._send(self._join())
+                self._is_sending = False
+            else:
+                self._written = anyio.Event()
+                await self._written.wait()
+                self._written = None
+        await anyio.lowlevel.checkpoint_if_cancelled()  # who aborts wants no orderly end
         await self._send_eof()
 
-    def _join(self, first: bytes) -> bytes:
-        """Take what else waits, up to one piece: one send for all replies to one read."""
-        frames, size = [first], len(first)
-        while size < PIECE:
-            try:
-                frames.append(self._frames.receive_nowait())
-            except (anyio.WouldBlock, anyio.EndOfStream):
-                break
+    def _join(self) -> bytes:
+        """Take what waits, up to one piece: one send for all replies to one read."""
+        frames = [self._outbox.popleft()]
+        size = len(frames[0])
+        while self._outbox and size < PIECE and len(self._outbox[0]) <= PIECE:
+            frames.append(self._outbox.popleft())
             size += len(frames[-1])
-        return b"".join(frames) if len(frames) > 1 else first
+        return b"".join(frames) if len(frames) > 1 else frames[0]
+
+    async def _send(self, data: bytes) -> None:
+        """Send bytes piece by piece, and control frames that came meanwhile where a frame ends."""
+        rest: bytes | memoryview = data
+        position, is_first = 0, True
+        while position < len(rest) or self._soon:
+            start, position = position, min(position + PIECE, len(rest))
+            piece = bytes(rest[start:position])
+            if self._soon and (end := end_of_frame(rest, start)) <= position:
+                piece = b"".join((rest[start:end], *self._soon))
+                self._soon.clear()
+                rest, position = memoryview(rest)[end:], 0
+            await self._send_piece(piece)
+            self.taken += 0 if is_first else len(piece)
+            is_first = False
+
+    async def _send_piece(self, piece: bytes) -> None:
+        with anyio.fail_after(self._write_timeout):
+            await self._stream.send(piece)
+        self.buffered -= len(piece)
+        if self.full and self.buffered <= self._outbox_size:
+            self.full = False
+            if self.receiver is not None:
+                self.receiver.room_made()
 
     async def _send_eof(self) -> None:
         """Do what :meth:`finish` asked for once everything is sent."""
@@ -306,6 +358,20 @@ class StreamTransport:
     def local_address(self) -> Address:
         """Where this end is, in the same forms."""
         return stream_address(self._stream, SocketAttribute.local_address)
+
+
+def add_soon(waiting: list[bytes], frame: bytes, *, replace: bool) -> int:
+    """Add a control frame to those that wait; return how many bytes more wait then.
+
+    :param replace: whether it takes the place of those with the same opcode
+    """
+    before = 0
+    if replace:
+        replaced = [each for each in waiting if each[0] == frame[0]]
+        before = sum(map(len, replaced))
+        waiting[:] = [each for each in waiting if each[0] != frame[0]]
+    waiting.append(frame)
+    return len(frame) - before
 
 
 def stream_address(stream: AnyByteStream, attribute: Any) -> Address:

@@ -191,6 +191,16 @@ class Peer:
             await self._more()
         return parse_frames(self._take(size))[0]
 
+    async def message(self) -> tuple[int, bytes]:
+        """Receive a message whole, or its fragments with nothing between them (RFC 6455 §5.4)."""
+        first = frame = await self.frame()
+        data = bytearray(frame.payload)
+        while not frame.fin:
+            frame = await self.frame()
+            assert frame.opcode == 0x0, f"{frame.opcode:#x} between the fragments"
+            data += frame.payload
+        return first.opcode, bytes(data)
+
     async def expect(self, opcode: int, payload: bytes = b"") -> None:
         """Receive one frame, which must be this one."""
         frame = await self.frame()

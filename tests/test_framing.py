@@ -31,7 +31,8 @@ from anyio_ws import framing
 from anyio_ws._framing_py import MessageReader
 from anyio_ws.events import Message, MessageType, Opcode, build_close
 from anyio_ws.exceptions import RemoteProtocolError
-from anyio_ws.framing import frame_in_place
+from anyio_ws.framing import end_of_frame, frame_in_place, frame_message
+from anyio_ws.testing.wire import read_frame
 
 from .frames import WireFrame, build_frame, cut, parse_frames, xor
 
@@ -2158,10 +2159,10 @@ def test_frame_in_place_is_the_frame_and_scrambles_the_buffer(size: int) -> None
     """Header and masked payload are those of any frame; the buffer is the payload on the wire. [K10]"""
     payload = bytes(index * 7 % 251 for index in range(size))
     buffer = bytearray(payload)
-    head, view = frame_in_place(Opcode.BINARY, buffer, b"\x01\x02\x03\x04")
-    assert view.obj is buffer
-    assert bytes(buffer) == head[len(head) :] + bytes(b ^ (i % 4 + 1) for i, b in enumerate(payload))
-    (frame,) = parse_frames(head + bytes(buffer))
+    head, view = frame_in_place(Opcode.BINARY, buffer, lambda: b"\x01\x02\x03\x04")
+    assert memoryview(view).obj is buffer
+    assert bytes(buffer) == bytes(b ^ (i % 4 + 1) for i, b in enumerate(payload))
+    (frame,) = parse_frames(bytes(head) + buffer)
     assert (frame.opcode, frame.fin, frame.key, frame.payload) == (BINARY, True, b"\x01\x02\x03\x04", payload)
 
 
@@ -2169,9 +2170,9 @@ def test_frame_in_place_takes_items_of_any_size() -> None:
     """An array is masked as its bytes. [K10]"""
     numbers = array("H", [1, 2, 3])
     plain = numbers.tobytes()
-    head, view = frame_in_place(Opcode.BINARY, memoryview(numbers), b"abcd")
-    assert view.nbytes == 6
-    assert parse_frames(head + numbers.tobytes())[0].payload == plain
+    head, view = frame_in_place(Opcode.BINARY, memoryview(numbers), lambda: b"abcd")
+    assert len(view) == 6
+    assert parse_frames(bytes(head) + numbers.tobytes())[0].payload == plain
 
 
 @pytest.mark.parametrize(
@@ -2180,4 +2181,42 @@ def test_frame_in_place_takes_items_of_any_size() -> None:
 def test_frame_in_place_refuses_what_it_cannot_write_to(value: Any) -> None:
     """``bytes`` are never changed, and neither is anything with gaps. [K10]"""
     with pytest.raises(TypeError, match=r"^data: a writable buffer"):
-        frame_in_place(Opcode.BINARY, value, b"abcd")
+        frame_in_place(Opcode.BINARY, value, lambda: b"abcd")
+
+
+# --- where control frames may go ------------------------------------------------------------------
+
+
+@pytest.mark.attack("R15")
+@pytest.mark.parametrize("key", [None, KEY])
+def test_end_of_frame_is_found_from_every_position_of_a_long_message(key: bytes | None) -> None:
+    """It is the first end of a frame at the position or behind it."""
+    data = frame_message(TEXT, bytes(200_000), new_key=None if key is None else lambda: KEY)
+    ends = [0]
+    while ends[-1] < len(data):
+        (_, size) = read_frame(data[ends[-1] :]) or (None, 0)
+        ends.append(ends[-1] + size)
+    assert len(ends) == 5
+    for end in ends:
+        for position in range(max(0, end - 20), min(end + 20, len(data) + 1)):
+            expected = next(each for each in ends if each >= position)
+            assert end_of_frame(data, position) == expected
+            assert end_of_frame(memoryview(data), position) == expected
+
+
+@pytest.mark.attack("R15")
+@pytest.mark.parametrize(
+    "data",
+    [
+        build_frame(PING, b"") * 2,
+        build_frame(TEXT, b"short") * 10_000,
+        build_frame(BINARY, bytes(131_062)),
+        build_frame(BINARY, bytes(200_000), fin=False),
+        b"HTTP/1.1 101 Switching Protocols\r\nX: " + b"x" * 200_000,
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000,
+    ],
+    ids=["control", "joined", "whole", "one fragment", "answer", "request"],
+)
+def test_end_of_frame_is_the_end_where_nothing_may_go_between(data: bytes) -> None:
+    """Short entries are not looked into, a frame that its caller made is one, a head has no frames."""
+    assert {end_of_frame(data, position) for position in (1, 2, 100, len(data))} == {len(data)} - {1}

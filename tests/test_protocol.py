@@ -28,7 +28,7 @@ from anyio_ws import protocol as module
 from anyio_ws.deflate import Compression, Parameters, build_codec
 from anyio_ws.events import CloseCode, Message, MessageType, Opcode
 from anyio_ws.exceptions import LocalProtocolError, RemoteProtocolError
-from anyio_ws.framing import Frame, frame_bin, frame_text
+from anyio_ws.framing import Frame, end_of_frame, frame_bin, frame_text
 from anyio_ws.protocol import TRANSITIONS, Move, Protocol, Role, State
 
 from .frames import build_frame, cut, parse_frames
@@ -861,6 +861,98 @@ def test_fragments_form_one_message(role: Role, opcode: Opcode) -> None:
     assert sent(end.send_text("next")) == (Opcode.TEXT, b"next")
 
 
+LONG = [131_073, 2 * 65_535, 3 * 65_535, 300_000]  # bytes; one of them is not long, and some end evenly
+
+
+def frames_of_long(data: bytes, opcode: Opcode, payload: bytes, role: Role, rsv: int = 0) -> None:
+    """Check that a message is cut as it should be, and that its frames hold what it should."""
+    frames = parse_frames(data)
+    sizes = [65_535] * (len(payload) // 65_535) + [len(payload) % 65_535]
+    if len(payload) <= 131_072:
+        sizes = [len(payload)]
+    assert [len(frame.payload) for frame in frames] == [size for size in sizes if size]
+    assert b"".join(frame.payload for frame in frames) == payload
+    first, *others = frames
+    assert (first.opcode, first.rsv) == (opcode, rsv)
+    assert {(frame.opcode, frame.rsv) for frame in others} <= {(0, 0)}
+    assert [frame.fin for frame in frames] == [False] * (len(frames) - 1) + [True]
+    keys = {frame.key for frame in frames}
+    assert (keys == {None}) if role is Role.SERVER else (len(keys - {None}) == len(frames))
+
+
+@pytest.mark.attack("R15", "F28")
+@pytest.mark.parametrize("size", [131_072, *LONG])
+@pytest.mark.parametrize("way", ["text", "bin", "view", "message", "prepared", "in place"])
+def test_long_message_is_cut_into_fragments(role: Role, size: int, way: str) -> None:
+    """More than 128 KiB go out in frames of 65,535 bytes, each with a key of its own; less in one."""
+    payload = random.Random(size).randbytes(size // 2 + 1).hex()[:size].encode()
+    end, peer = machine(role), machine(PEER[role], size=size)
+    if way == "in place" and role is Role.SERVER:
+        return
+    ways: dict[str, Callable[[], bytes]] = {
+        "text": lambda: end.send_text(payload.decode()),
+        "bin": lambda: end.send_bin(payload),
+        "view": lambda: end.send_bin(memoryview(payload)),
+        "message": lambda: end.send_message(MessageType.TEXT, memoryview(payload)),
+        "prepared": lambda: end.send_prepared(frame_bin(payload)),
+        "in place": lambda: b"".join(end.frame_in_place(bytearray(payload))),
+    }
+    data = ways[way]()
+    opcode = Opcode.TEXT if way in ("text", "message") else Opcode.BINARY
+    frames_of_long(data, opcode, payload, role)
+    assert peer.receive_data(data) == [
+        Message(MessageType(opcode), payload.decode() if opcode is Opcode.TEXT else payload)
+    ]
+
+
+@pytest.mark.attack("R15")
+@pytest.mark.parametrize("character", ["a", "ä", "€", "𝄞"])
+@pytest.mark.parametrize("size", [32_768, 32_769, 43_691, 65_536, 65_537, 131_072, 131_073])
+def test_long_text_is_counted_in_bytes(role: Role, character: str, size: int) -> None:
+    """A text is cut where its UTF-8 is longer than 128 KiB; fragments may end inside a character (§5.4)."""
+    text = character * size
+    data = machine(role).send_text(text)
+    frames_of_long(data, Opcode.TEXT, text.encode(), role)
+    peer = machine(PEER[role], size=len(text.encode()))
+    assert peer.receive_data(data) == [Message(MessageType.TEXT, text)]
+
+
+@pytest.mark.attack("R15", "C11")
+@parameters_kept_or_not
+@pytest.mark.parametrize("prepared", [False, True])
+def test_long_message_is_compressed_before_it_is_cut(
+    role: Role, parameters: Parameters, prepared: bool
+) -> None:
+    """RSV1 is on the first fragment only, and what compresses to little is one frame (RFC 7692 §6.1)."""
+    end, peer = compressing(role, parameters), compressing(PEER[role], parameters, size=500_000)
+    payload = random.Random(0).randbytes(200_000)
+    for message in (payload, bytes(400_000), payload[:150_000]):
+        data = end.send_prepared(frame_bin(message)) if prepared else end.send_bin(message)
+        (first, *others) = parse_frames(data)
+        is_compressed = first.rsv == 4
+        assert {frame.rsv for frame in others} <= {0}
+        assert len(others) == (0 if message == bytes(400_000) else len(message) // 65_535)
+        assert is_compressed or (message != bytes(400_000) and parameters is ALONE) or prepared
+        assert peer.receive_data(data) == [Message(MessageType.BINARY, message)]
+
+
+@pytest.mark.attack("R15")
+def test_long_message_takes_control_frames_between_its_fragments(role: Role) -> None:
+    """Wherever :func:`end_of_frame` points a Pong may go, and the peer has the message and the Pong."""
+    end, peer = machine(role), machine(PEER[role], size=200_000)
+    data = end.send_bin(bytes(200_000))
+    cut_at = end_of_frame(data, 1)
+    assert 0 < cut_at < len(data)
+    got = peer.receive_data(data[:cut_at] + end.send_pong(b"here") + data[cut_at:])
+    assert got == [Message(MessageType.PONG, b"here"), Message(MessageType.BINARY, bytes(200_000))]
+
+
+def test_frame_that_the_caller_makes_is_one_frame_however_long(role: Role) -> None:
+    """Who makes frames decides on their size."""
+    data = machine(role).send_frame(Opcode.BINARY, bytes(200_000))
+    assert [len(frame.payload) for frame in parse_frames(data)] == [200_000]
+
+
 @pytest.mark.parametrize("sender", DATA_SENDERS.values(), ids=DATA_SENDERS)
 def test_fragments_allow_no_other_message_between_them(role: Role, sender: Sender) -> None:
     """Inside a fragmented message a new one is an error, and the first can still be finished (§5.4)."""
@@ -1388,8 +1480,7 @@ def test_frame_in_place_masks_with_a_fresh_key() -> None:
     protocol = machine(Role.CLIENT)
     wires = []
     for _ in range(2):
-        head, view = protocol.frame_in_place(bytearray(b"data"))
-        wires.append(head + view.tobytes())
+        wires.append(b"".join(protocol.frame_in_place(bytearray(b"data"))))
         (frame,) = parse_frames(wires[-1])
         assert (frame.opcode, frame.payload, frame.fin) == (Opcode.BINARY, b"data", True)
     assert wires[0] != wires[1]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSStream
 
 from anyio_ws import ClientConfig, Config, Conn, Handshake, broadcast, connect, frame_text
 from anyio_ws.testing import WireOracle, memory_stream_pair
 
-from ..support import BINARY, CLOSE, TEXT, Peer, no_hang, nothing_left, settle
-from .arena import Arena, Diary, Echo, arena, bystander, every_way
+from ..support import BINARY, CLOSE, PING, PONG, TEXT, Peer, no_hang, nothing_left, settle
+from .arena import Arena, Diary, Echo, arena, bystander, every_way, tls_contexts
 
 MANY = 120
 
@@ -183,23 +186,106 @@ async def test_close_gives_up_on_a_peer_that_never_reads(way: str) -> None:
         assert conn.close_code == 1006
 
 
+HUGE = bytes(16_000_000)
+
+
+async def read_huge(peer: Peer) -> list[int]:
+    """Read fragments up to the last one; return how many bytes of them came behind each Pong."""
+    position, pongs, fin = 0, [], False
+    while not fin:
+        frame = await peer.frame()
+        if frame.opcode == PONG:
+            pongs.append(position)
+            assert frame.payload == b"still there?"
+        else:
+            assert frame.opcode == (0x0 if position else BINARY)
+            position, fin = position + len(frame.payload), frame.fin
+    assert position == len(HUGE)
+    return [position - each for each in pongs]
+
+
+async def ping_during_a_huge_message(conn: Conn, peer: Peer) -> None:
+    """Have a Ping come while a huge message waits; its Pong must come before what waited."""
+    transport: Any = conn._transport
+    await conn.write_bin(HUGE)
+    await settle()
+    reads = transport.reads
+    await peer.send_frame(PING, b"still there?")
+    while transport.reads == reads:
+        await anyio.lowlevel.checkpoint()
+    waiting = transport.buffered
+    assert waiting > 2_000_000, "the message is larger than what the system takes"
+    (behind,) = await read_huge(peer)
+    assert behind > waiting - 2 * 131_072
+
+
 @pytest.mark.attack("R15", "R04")
 @every_way
-async def test_control_frames_do_not_wait_for_a_huge_message_for_ever(way: str) -> None:
-    """A ping during a message of 8 MB is answered right behind it, a Close is, too; the order is kept."""
+async def test_control_frames_of_a_server_do_not_wait_for_a_huge_message(way: str) -> None:
+    """A Ping during a message of 16 MB is answered inside of it, before what waits; a Close comes last."""
     app: list[Any] = []
     async with arena(way, Holder, app) as place:
         conn, peer = await open_pair(place, app)
-        await conn.write_bin(bytes(8_000_000))
-        await peer.send_frame(0x9, b"still there?")
-        await settle()
-        await peer.expect(BINARY, bytes(8_000_000))
-        await peer.expect(0xA, b"still there?")
-        await conn.write_bin(bytes(8_000_000))
+        await ping_during_a_huge_message(conn, peer)
+        await conn.write_bin(HUGE)
         await peer.send_close(1000)
         await settle()
-        await peer.expect(BINARY, bytes(8_000_000))
+        assert await peer.message() == (BINARY, HUGE)
         await peer.expect_close(1000)
+
+
+@contextlib.asynccontextmanager
+async def client_over(way: str) -> AsyncIterator[tuple[Conn, Peer]]:
+    """Connect a client in one way to a server made of bytes; the block gets both ends."""
+    async with no_hang(), anyio.create_task_group() as tasks:
+        if way == "memory":
+            stream, theirs = memory_stream_pair(capacity=65_536)
+            peer = Peer(theirs, is_client=False)
+            tasks.start_soon(peer.accept)
+            connecting = connect("ws://localhost/", stream=stream)
+        else:
+            peers: list[Peer] = []
+            listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+            port = listener.extra(SocketAttribute.local_port)
+            tasks.start_soon(accept_one, listener, way, peers)
+            scheme = "wss" if way == "tls" else "ws"
+            below = await anyio.connect_tcp("127.0.0.1", port) if way == "streams" else None
+            tls = tls_contexts()[1] if way == "tls" else False
+            connecting = connect(f"{scheme}://localhost:{port}/", stream=below, tls=tls)
+        async with connecting as client:
+            peer = peer if way == "memory" else peers[0]
+            yield client, peer
+            await peer.stream.aclose()
+        tasks.cancel_scope.cancel()
+
+
+async def accept_one(listener: Any, way: str, peers: list[Peer]) -> None:
+    """Accept clients, and do the opening handshake."""
+
+    async def handle(stream: Any) -> None:
+        if way == "tls":
+            context = tls_contexts()[0]
+            stream = await TLSStream.wrap(
+                stream, server_side=True, ssl_context=context, standard_compatible=False
+            )
+        async with stream:
+            peers.append(Peer(stream, is_client=False))
+            await peers[0].accept()
+            await anyio.sleep_forever()
+
+    async with listener:
+        await listener.serve(handle)
+
+
+@pytest.mark.attack("R15", "R04")
+@every_way
+async def test_pong_of_a_client_does_not_wait_for_a_huge_message(way: str) -> None:
+    """A client that uploads 16 MB answers a Ping inside of it, too: its server goes on to hear it."""
+    async with client_over(way) as (client, peer):
+        await ping_during_a_huge_message(client, peer)
+        client.close_nowait(1000)
+        await peer.expect_close(1000)
+        await peer.send_close(1000)
 
 
 # --- violations and other last words ------------------------------------------------------------------------
