@@ -166,7 +166,8 @@ class Conn(Closable, ObjectStream["str | bytes"]):
 
         Waits while more than ``outbox_size`` bytes wait to be sent, then takes the message in one step;
         a write that finds room does not yield to other tasks. It returns when the message has been
-        taken, not when it has been received.
+        taken, not when it has been received. More than 128 KiB go out in fragments (RFC 6455 §5.4), so that
+        a Pong need not wait for all of it.
 
         :param data: the text
         :param compress: ``False`` to send it uncompressed, whatever was negotiated: who can mix guesses
@@ -596,9 +597,9 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
 
     def _signs_of_life(self) -> int:
-        """Count what tells that the peer lives: what was read, and what it took of a long message.
+        """Count what tells that the peer lives: what was read, and what it took of what had to wait.
 
-        A Ping waits behind a long message. Who takes that slowly, and has nothing to say, is not silent.
+        A Ping may wait for some of that. Who takes it slowly, and has nothing to say, is not silent.
         """
         return self._transport.reads + self._inbox.resumptions + self._transport.taken
 

@@ -198,22 +198,29 @@ class SocketTransport(SocketLane):
         if not self.reading:  # a pause is often over before there is anything
             self._unwatch()
             return
-        buffer = self._poller.buffer
         try:
-            size = self._socket.recv_into(buffer)
+            size = self._socket.recv_into(self._poller.buffer)
         except _RETRY:
             return
         except OSError as exc:
             self._receive_failed(exc)
             return
+        self._guard(self._deal_with, size)
+
+    def _deal_with(self, size: int) -> None:
+        """Deal with what one read has brought into the buffer."""
+        if not size:
+            self._receive_ended()
+        elif self._finishing:
+            self._discard(size)
+        else:
+            self.reads += 1
+            self._take(self._poller.buffer[:size])
+
+    def _guard(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Do what calls the receiver, whose faults must not get into the event loop."""
         try:
-            if not size:
-                self._receive_ended()
-            elif self._finishing:
-                self._discard(size)
-            else:
-                self.reads += 1
-                self._take(buffer[:size])
+            step(*arguments)
         except Exception as exc:
             logger.exception(_FAULT)
             self._close(without_frames(exc))
@@ -427,7 +434,7 @@ class SocketTransport(SocketLane):
         else:
             self._finishing = True
             self._unwatch()
-            self._poller.call_soon(self._read_what_is_left)
+            self._poller.call_soon(partial(self._guard, self._read_what_is_left))
 
     def _read_what_is_left(self) -> None:
         if self.ended:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import anyio
@@ -131,7 +132,7 @@ class TlsTransport(SocketTransport):
         """Read again, what was received before included."""
         super().resume()
         if self._hands_shaken and (self._incoming.pending or self._tls.pending() or self._owes_end):
-            self._poller.call_soon(self._pump)
+            self._poller.call_soon(partial(self._guard, self._pump))
 
     def _take(self, data: memoryview) -> None:
         self._incoming.write(data)

@@ -190,7 +190,7 @@ class StreamTransport:
         """Take a control frame that goes before what waits; see ``Transport.write_soon``."""
         if self._finishing:
             return
-        if self._is_sending or self.full or self.buffered >= PIECE:
+        if self._is_sending or self.buffered >= PIECE:
             self.buffered += add_soon(self._soon, frame, replace=self.full)
             self.full = self.full or self.buffered > self._outbox_size
         else:

@@ -22,7 +22,7 @@ from anyio_ws.sockets import ConnectedSocket
 from anyio_ws.tls import TlsTransport
 
 from .memory import settle
-from .transports import Notes, TlsPeer, contexts, opened
+from .transports import Notes, TlsPeer, contexts, expect_logged, opened
 
 LIMITS: Any = {"outbox_size": 1_000, "write_timeout": 60}
 
@@ -64,6 +64,23 @@ async def test_end_right_behind_data_is_told_when_reading_goes_on(
         await settle()
         assert first.events == [b"all there is"]
         assert second.events == ["eof"] * (says_goodbye or ends_stream)
+
+
+async def test_error_of_the_receiver_is_logged_when_reading_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """What ``resume`` hands over later may raise like any other read: the connection ends, and no other."""
+    async with opened("tls-unix", reading=False) as ends:
+        ends.transport.receiver = first = Pausing(ends.transport)
+        ends.peer.engine.write(b"all there is")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            ends.peer.engine.unwrap()
+        await ends.peer.flush()
+        ends.transport.resume()
+        await first.expect(b"all there is")
+        ends.transport.receiver = ends.notes
+        ends.notes.faults["eof_received"] = error = ZeroDivisionError()
+        ends.transport.resume()
+        await ends.notes.expect(("lost", error))
+    expect_logged(caplog, error)
 
 
 async def test_data_right_behind_the_handshake_is_there_when_reading_begins() -> None:

@@ -6,16 +6,21 @@ These facts hold over whatever is below: streams in memory and over sockets, soc
 from __future__ import annotations
 
 import contextlib
+import random
 from typing import Any
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
 
+from anyio_ws.framing import frame_message
+from anyio_ws.protocol import Protocol, Role
+from anyio_ws.testing import WireOracle
 from anyio_ws.transport import Farewell, address_of, receive_head
 
+from .frames import build_frame
 from .memory import Stopwatch, settle
-from .support import virtual
+from .support import BINARY, virtual
 from .transports import ENDINGS, MUCH, PIECE, Notes, every_transport, opened, timed_transport
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -177,6 +182,159 @@ async def test_write_timeout_is_over_when_everything_was_taken(kind: str) -> Non
         await ends.peer.read(len(await ends.fill()))
         await anyio.sleep(100)
         assert not ends.transport.ended
+
+
+# --- control frames that go before what waits -----------------------------------------------------------
+
+PONG = b"\x8a\x04pong"
+
+
+@every_transport
+async def test_write_soon_sends_like_write_when_nothing_waits(kind: str) -> None:
+    """Without a crowd there is nothing to overtake: the order is that of the calls."""
+    async with opened(kind, outbox_size=PIECE) as ends:
+        written = b""
+        for number in range(2):
+            written += PONG + b"\x82\x01%c" % number
+            ends.transport.write_soon(PONG)
+            ends.transport.write(b"\x82\x01%c" % number)
+        assert await ends.peer.read(len(written)) == written
+
+
+@every_transport
+@pytest.mark.attack("R15")
+@pytest.mark.parametrize("full", [False, True])
+async def test_write_soon_sends_before_what_waits(kind: str, full: bool) -> None:
+    """The frame that is being sent is sent to its end; then the control frame goes, then all the rest."""
+    message = frame_message(BINARY, MUCH)
+    async with opened(kind, outbox_size=100 if full else 4 * len(message)) as ends:
+        for _ in range(3):
+            ends.transport.write(message)
+        await settle()
+        waiting = ends.transport.buffered
+        assert ends.transport.full is full
+        ends.transport.write_soon(PONG)
+        assert ends.transport.buffered == waiting + len(PONG)
+        ends.transport.finish()
+        oracle = WireOracle(masked=False)
+        oracle.feed(await ends.peer.read())
+        oracle.check()
+        assert [data for opcode, data in oracle.messages if opcode == BINARY] == [MUCH] * 3
+        at = [frame.opcode for frame in oracle.frames].index(0xA)
+        behind = sum(len(frame.payload) for frame in oracle.frames[at:])
+        assert behind > waiting - 2 * PIECE - 1_000  # what encryption and headers add
+
+
+@every_transport
+@pytest.mark.attack("R04", "R15")
+@pytest.mark.parametrize("full", [False, True])
+async def test_write_soon_replaces_only_where_there_is_no_room(kind: str, full: bool) -> None:
+    """Every control frame goes out, in order, while there is room; above the mark the last of each opcode."""
+    message = frame_message(BINARY, MUCH)
+    async with opened(kind, outbox_size=100 if full else 6 * len(message)) as ends:
+        for _ in range(5):
+            ends.transport.write(message)
+        await settle()
+        before = ends.transport.buffered
+        assert ends.transport.full is full
+        numbers = [b"%02d" % number for number in range(20)]
+        for number in numbers:
+            ends.transport.write_soon(build_frame(0xA if int(number) % 2 else 0x9, number))
+        left = numbers[-2:] if full else numbers
+        assert ends.transport.buffered == before + 4 * len(left)
+        ends.transport.finish()
+        oracle = WireOracle(masked=False)
+        oracle.feed(await ends.peer.read())
+        oracle.check()
+        assert [data for _, data in oracle.messages if data != MUCH] == left
+
+
+class Talk:
+    """Writes messages and control frames as a connection does, and knows what must be on the wire.
+
+    :ivar messages: what was written, in order
+    :ivar controls: opcode, payload, and whether there was no room, of each control frame
+    """
+
+    def __init__(self, transport: Any, role: Role, draw: random.Random) -> None:
+        self.messages: list[bytes] = []
+        self.controls: list[tuple[int, bytes, bool]] = []
+        self._until: list[int] = []  # where on the wire each of them must be at the latest
+        self._written = 0
+        self._transport = transport
+        self._draw = draw
+        self._role = role
+        self._protocol = Protocol(role, max_message_size=0)
+        self._protocol.opened()
+
+    def write(self) -> None:
+        """Write a message."""
+        size = self._draw.choice([0, 5, 5, 3_000, 40_000, 131_072, 131_073, 400_000])
+        self.messages.append(self._draw.randbytes(4) * (size // 4))
+        self._write(self._transport.write, self._protocol.send_bin(self.messages[-1]))
+
+    def write_soon(self) -> None:
+        """Write a Pong or a Ping."""
+        opcode, payload = self._draw.choice([0x9, 0xA, 0xA]), b"%d" % len(self.controls)
+        gone = self._written - self._transport.buffered
+        self.controls.append((opcode, payload, self._transport.full))
+        self._until.append(gone + 2 * 131_072 + 2_000)
+        self._write(self._transport.write_soon, self._protocol.send_frame(opcode, payload))
+
+    def close(self) -> None:
+        """Write a Close, and end."""
+        self._write(self._transport.write, self._protocol.send_close())
+        self._transport.finish()
+
+    def _write(self, write: Any, data: bytes) -> None:
+        self._written += len(data)
+        write(data)
+
+    def judge(self, wire: bytes) -> None:
+        """Check what the peer has received."""
+        oracle = WireOracle(masked=self._role is Role.CLIENT)
+        oracle.feed(wire)
+        oracle.check()
+        assert [data for opcode, data in oracle.messages if opcode == BINARY] == self.messages
+        assert oracle.messages[-1][0] == 0x8
+        position, arrived = 0, {}
+        for frame in oracle.frames:
+            position += len(frame.payload) + frame.length_form // 8 + (6 if frame.key else 2)
+            if frame.opcode in (0x9, 0xA):
+                arrived[frame.payload] = position
+        assert sorted(arrived, key=int) == [*arrived]
+        for number, (opcode, payload, _) in enumerate(self.controls):
+            if payload in arrived:
+                assert arrived[payload] <= self._until[number]
+            else:  # one of the same kind that came when there was no room has taken its place
+                others = [each for each in self.controls[number + 1 :] if each[0] == opcode]
+                assert next(full for _, other, full in others if other in arrived)
+
+
+@every_transport
+@pytest.mark.attack("R15", "R04", "T07")
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("seed", range(6))
+async def test_messages_and_control_frames_in_any_order_keep_the_rules(
+    kind: str, role: Role, seed: int
+) -> None:
+    """Whatever is written and read, messages are whole, and control frames where they may and should be."""
+    draw = random.Random(seed)
+    wire = b""
+    async with opened(kind, outbox_size=draw.choice([100, 70_000, 1_000_000])) as ends:
+        talk = Talk(ends.transport, role, draw)
+        for _ in range(100):
+            step = draw.randrange(10)
+            if step < 2:
+                talk.write()
+            elif step < 6:
+                talk.write_soon()
+            else:
+                await settle()
+                if step < 8 and ends.transport.buffered:
+                    wire += await ends.peer.receive(draw.choice([1, 1_000, 30_000, 100_000]))
+        talk.close()
+        talk.judge(wire + await ends.peer.read())
 
 
 # --- reading --------------------------------------------------------------------------------------------

@@ -111,6 +111,13 @@ class Notes:
         return [event for event in self.events if event[:1] == ("lost",)]
 
 
+def expect_logged(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """Expect that nothing was logged but this error."""
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
 # --- the peers ------------------------------------------------------------------------------------------
 
 

@@ -399,7 +399,9 @@ ROWS = (
     Row(
         "R15",
         "A huge message is being sent when a ping or a Close arrives",
-        "It goes out 64 KiB at a time, each within `write_timeout`; a Close has its own deadline",
+        "It goes out in fragments, 64 KiB within each `write_timeout`, and the pong between them, behind "
+        "128 KiB at most; a Close, which has a deadline of its own, comes last",
+        "6455 §5.4, §5.5",
     ),
     # --- cancellation ----------------------------------------------------------------------------------
     Row(
