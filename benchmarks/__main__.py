@@ -137,7 +137,7 @@ def print_list() -> None:
 
 
 def measure(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
-    _open_more_files()
+    open_more_files()
     environment = make_environment()
     versions, cores = read_versions(environment), Cores()
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -193,17 +193,17 @@ def _conclude(runs: Sequence[Run]) -> int:
     return 1 if failures else 0
 
 
-def _open_more_files() -> None:
+def open_more_files() -> None:
     """Raise the limit of open files to what is allowed; the programs inherit it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

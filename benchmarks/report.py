@@ -92,19 +92,17 @@ def to_json(tables: Mapping[str, Mapping[str, Any]], verdicts: Iterable[Verdict]
         }
         for verdict in verdicts
     ]
-    return _dump({"tables": tables, "goals": goals}) + "\n"
+    return dump({"tables": tables, "goals": goals}) + "\n"
 
 
-def _dump(value: Any, indent: int = 0) -> str:
-    """Like ``json.dumps(indent=1)``, with lists of numbers on one line."""
+def dump(value: Any, indent: int = 0) -> str:
+    """Like ``json.dumps(indent=1)``, with lists of numbers, and lists of those, on one line."""
     pad, end = " " * (indent + 1), " " * indent
     if isinstance(value, Mapping) and value:
-        inner = ",\n".join(
-            f"{pad}{json.dumps(key)}: {_dump(item, indent + 1)}" for key, item in value.items()
-        )
+        inner = ",\n".join(f"{pad}{json.dumps(key)}: {dump(item, indent + 1)}" for key, item in value.items())
         return f"{{\n{inner}\n{end}}}"
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        inner = ",\n".join(f"{pad}{_dump(item, indent + 1)}" for item in value)
+        inner = ",\n".join(f"{pad}{dump(item, indent + 1)}" for item in value)
         return f"[\n{inner}\n{end}]"
     return json.dumps(value)
 

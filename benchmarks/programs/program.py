@@ -12,6 +12,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 WARM_UP = 0.2  # of the time, before anything is counted
+BULK = bytes(32_768)  # what a target of attacks sends to everybody
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -388,7 +388,8 @@ ROWS = (
     Row(
         "R12",
         "Ten thousand frames, or a megabyte to unmask, in one burst",
-        "Other connections are served in between, after 32 KiB of messages, each counted with 128 bytes more",
+        "Other connections are served in between, after 32 KiB of messages, each counted with 128 bytes "
+        "more; [resources.md](resources.md) has the time that their echoes take",
     ),
     Row(
         "R13",
