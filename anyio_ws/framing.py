@@ -24,11 +24,7 @@ if _forced not in ("", "python", "c"):
     raise ValueError(f"ANYIO_WS_FRAMING: 'python' or 'c', or nothing for the better one, not {_forced!r}")
 if _forced != "python":
     try:
-        from ._framing_c import (  # type: ignore[no-redef]  # the types are those of the twin
-            MessageReader,
-            frame,
-            mask,
-        )
+        from ._framing_c import MessageReader, frame, mask
     except ModuleNotFoundError as _exc:
         if _forced or _exc.name != f"{__package__}._framing_c":
             raise

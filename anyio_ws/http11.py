@@ -285,6 +285,16 @@ class _HeadReader:
         self.rest = bytes(self._buffer[end : self._end]) + self._beyond
         return True
 
+    def _begin_again(self) -> None:
+        """Read another head, which comes behind the last one."""
+        self.rest = b""
+        self._pairs, self._fresh = [], True
+
+    def _take_rest(self) -> bytes:
+        """Return what came after the head, for who reads on."""
+        rest, self.rest = self.rest, b""
+        return rest
+
     def _store(self, data: bytes | bytearray | memoryview) -> None:
         """Put bytes behind those that are there; no more are kept than the head may have."""
         room = self._max_size - self._end
@@ -488,7 +498,7 @@ class ResponseReader(_HeadReader):
             if self._status == 101:
                 return self._response(b"")
             self._body = _Body(self._status, Headers._received(self._pairs), self._max_body)
-            data, self.rest = self.rest, b""
+            data = self._take_rest()
         self._body.feed(bytes(data))
         return self._response(self._body.data) if self._body.complete else None
 
@@ -506,8 +516,8 @@ class ResponseReader(_HeadReader):
         while self._read_head(data):
             if self._status == 101 or self._status >= 200:
                 return True
-            data = self.rest = b""
-            self._pairs, self._fresh = [], True
+            data = b""
+            self._begin_again()
         return False
 
     def _first_line(self, line: str) -> bool:

@@ -19,11 +19,7 @@ from ._lane_py import NoLane, PollerLane, SocketLane, Watcher
 
 if framing.BUILD == "c":
     try:
-        from ._lane_c import (  # type: ignore[no-redef]  # their attributes are those of the twins
-            PollerLane,
-            SocketLane,
-            Watcher,
-        )
+        from ._lane_c import PollerLane, SocketLane, Watcher
     except ModuleNotFoundError as _exc:
         if _exc.name != f"{__package__}._lane_c":
             raise

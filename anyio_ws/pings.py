@@ -29,8 +29,8 @@ class SentPing:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.payload: bytes = os.urandom(8)
-        self.answered = anyio.Event()
-        self.latency = 0.0
+        self.answered: anyio.Event = anyio.Event()
+        self.latency: float = 0.0
         self._clock = clock
         self._sent = clock()
 

@@ -111,8 +111,8 @@ class ChaosProxy:
         if ending is Ending.HALF_CLOSE:
             raise ValueError("ending: HALF_CLOSE is about one direction; give it to that one's weather")
         for link in self._links:
-            for lane in link.lanes:
-                lane.end(ending)
+            for direction in link.directions:
+                direction.end(ending)
 
     async def _accept_all(self, listener: Listener[SocketStream]) -> None:
         async with listener:
@@ -126,9 +126,9 @@ class ChaosProxy:
             await reset(client)
             return
         link = _Link(client, server)
-        for name, forecast, lane in (("up", self.up, link.up), ("down", self.down, link.down)):
-            lane.random = random.Random(f"{self._seed} {number} {name}")
-            lane.weather = forecast if isinstance(forecast, Weather) else forecast(lane.random)
+        for name, forecast, way in (("up", self.up, link.up), ("down", self.down, link.down)):
+            way.random = random.Random(f"{self._seed} {number} {name}")
+            way.weather = forecast if isinstance(forecast, Weather) else forecast(way.random)
         self._links.add(link)
         try:
             await link.run()
@@ -169,9 +169,9 @@ class _Link:
     """One connection of a client, carried to the server."""
 
     def __init__(self, client: ByteStream, server: ByteStream) -> None:
-        self.up = _Lane(self, client, server)
-        self.down = _Lane(self, server, client)
-        self.lanes = (self.up, self.down)
+        self.up = _Direction(self, client, server)
+        self.down = _Direction(self, server, client)
+        self.directions = (self.up, self.down)
         self.scope = anyio.CancelScope()
         self.ending: Ending | None = None
         self._streams = (client, server)
@@ -181,8 +181,8 @@ class _Link:
         try:
             with self.scope:
                 async with anyio.create_task_group() as tasks:
-                    for lane in self.lanes:
-                        tasks.start_soon(lane.run)
+                    for direction in self.directions:
+                        tasks.start_soon(direction.run)
         finally:
             with anyio.CancelScope(shield=True):
                 for stream in self._streams:
@@ -194,7 +194,7 @@ class _Link:
         self.scope.cancel()
 
 
-class _Lane:
+class _Direction:
     """One direction of a connection.
 
     What is read waits until it is due, in a channel; ``b""`` in it stands for the end.

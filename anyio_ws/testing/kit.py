@@ -12,7 +12,7 @@ import anyio
 
 from ..buffers import ConnectionBuffers
 from ..client import Client, connect
-from ..config import ClientConfig, Config
+from ..config import Config
 from ..conn import Conn
 from ..deadlines import Deadlines
 from ..events import CloseCode, Message, MessageType, build_close
@@ -210,7 +210,6 @@ async def client(
     """
     listener = MemoryListener()
     server = Server(handler, config)
-    options.setdefault("config", ClientConfig())
     async with background() as tasks:
         listen = partial(server.listen, app, listeners=[listener])
         await tasks.start(listen)
