@@ -319,6 +319,7 @@ async def test_config_outbox_size_makes_writers_wait() -> None:
         assert isinstance(caught.value.__cause__, TimeoutError)
 
 
+@virtual
 async def test_config_max_control_rate_fails_a_connection_with_1008() -> None:
     """So many Pings in a second are answered, one more is too much."""
     async with connection(Role.SERVER, max_control_rate=5) as link:

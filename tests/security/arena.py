@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.streams.tls import TLSStream
@@ -209,7 +210,7 @@ async def bystander(place: Arena) -> AsyncIterator[Diary]:
                 frame = await peer.frame()
             assert (frame.opcode, frame.payload) == (0x1, b"%d" % number)
             echoed.append(number)
-            await anyio.sleep(0.001)
+            await anyio.lowlevel.checkpoint()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(echo)
