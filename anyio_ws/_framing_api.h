@@ -19,8 +19,8 @@ typedef struct {
     PyObject *(*feed)(PyObject *reader, const uint8_t *in, size_t size);
     size_t (*get_left)(PyObject *reader);
     bool (*is_finished)(PyObject *reader);
-    /* Write the header of a final frame, with its masking key where that is not NULL; return its size. */
-    size_t (*write_header)(uint8_t *out, int opcode, const uint8_t *key, size_t length);
+    /* Write a header with this first byte, with its masking key where that is not NULL; return its size. */
+    size_t (*write_header)(uint8_t *out, uint8_t first, const uint8_t *key, size_t length);
     /* Get the bytes of a str or bytes; -1 when it is neither, or the text has a lone surrogate. */
     int (*get_payload)(PyObject *payload, const uint8_t **bytes, size_t *size);
     void (*mask)(uint8_t *out, const uint8_t *in, size_t size, const uint8_t key[4]);

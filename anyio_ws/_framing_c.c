@@ -1467,9 +1467,9 @@ api_is_finished(PyObject *reader)
 }
 
 static size_t
-api_write_header(uint8_t *out, int opcode, const uint8_t *key, size_t length)
+api_write_header(uint8_t *out, uint8_t first, const uint8_t *key, size_t length)
 {
-    const size_t size = write_header(out, (uint8_t)(FIN | opcode), key == NULL ? 0 : MASK, length);
+    const size_t size = write_header(out, first, key == NULL ? 0 : MASK, length);
     if (key == NULL) {
         return size;
     }

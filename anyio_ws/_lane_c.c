@@ -17,14 +17,16 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-enum { TEXT = 0x1, BINARY = 0x2 };
+enum { CONTINUATION = 0x0, TEXT = 0x1, BINARY = 0x2, FIN = 0x80 };
+enum { FRAGMENT = 65535 };  /* as in framing.py */
+enum { MOST_FRAGMENTS = 512 }; /* that are sent in one call; the system takes 1024 pieces */
 enum { COPY_MOST = 2048 }; /* a frame up to this size is put together on the stack */
 enum { FAIR = 256 };       /* messages of one read up to which other tasks need no turn between them */
 enum { PIECE = 65536 };    /* bytes that are gathered at most, as in transport.py */
 
 #define NAMES(X)                                                                                             \
-    X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_break)          \
-    X(flush) X(uncork) X(messages_received) X(put_off) X(hand_on) X(hook_failed) X(waiter) X(done)           \
+    X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_keep)           \
+    X(_break) X(flush) X(uncork) X(messages_received) X(put_off) X(hand_on) X(hook_failed) X(waiter) X(done)           \
     X(__await__) X(_socket) X(fileno)
 
 typedef struct {
@@ -704,6 +706,88 @@ send_frame(Lane *self, const State *state, const uint8_t *header, size_t start, 
     return after_send(self, state, sent, frame);
 }
 
+/* Put pieces together in one object, without the first *skip* bytes, which are of the first two. */
+static PyObject *
+join(const struct iovec *pieces, size_t count, size_t skip)
+{
+    size_t size = 0;
+    for (size_t i = 0; i < count; i++) {
+        size += pieces[i].iov_len;
+    }
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size - skip));
+    if (joined != NULL) {
+        char *out = PyBytes_AS_STRING(joined);
+        for (size_t i = 0; i < count; i++) {
+            const size_t left_out = skip < pieces[i].iov_len ? skip : pieces[i].iov_len;
+            memcpy(out, (const char *)pieces[i].iov_base + left_out, pieces[i].iov_len - left_out);
+            out += pieces[i].iov_len - left_out;
+            skip -= left_out;
+        }
+    }
+    return joined;
+}
+
+/* Keep what was not taken of fragments. What is left of the one that was begun waits on its own, so that
+   a control frame may go behind it. */
+static int
+keep_fragments(Lane *self, const State *state, const struct iovec *pieces, size_t count, size_t sent)
+{
+    const bool is_begun = sent > 0;
+    size_t first = 0;
+    while (sent >= pieces[first].iov_len + pieces[first + 1].iov_len) {
+        sent -= pieces[first].iov_len + pieces[first + 1].iov_len;
+        first += 2;
+    }
+    PyObject *rest = join(pieces + first, 2, sent);
+    PyObject *behind = rest == NULL ? NULL : join(pieces + first + 2, count - first - 2, 0);
+    if (behind == NULL) {
+        Py_XDECREF(rest);
+        /* The peer would take the next frame for the rest of this message. */
+        return is_begun ? tell((PyObject *)self, state->names._break, take_raised()) : -1;
+    }
+    int status = tell((PyObject *)self, state->names._wait_to_send, rest);
+    if (status == 0 && PyBytes_GET_SIZE(behind)) {
+        return tell((PyObject *)self, state->names._keep, behind);
+    }
+    Py_DECREF(behind);
+    return status;
+}
+
+/* Send a long message of a server in fragments (RFC 6455 section 5.4), from where its payload is. */
+static int
+send_fragments(Lane *self, const State *state, int opcode, const uint8_t *payload, size_t size)
+{
+    const size_t fragments = (size + FRAGMENT - 1) / FRAGMENT;
+    struct iovec *pieces = PyMem_Malloc(fragments * (2 * sizeof(struct iovec) + FRAMING_HEADER_MOST));
+    if (pieces == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    uint8_t *header = (uint8_t *)(pieces + 2 * fragments);
+    size_t total = 0;
+    for (size_t i = 0; i < fragments; i++) {
+        const bool is_last = i == fragments - 1;
+        const size_t length = is_last ? size - i * FRAGMENT : FRAGMENT;
+        const uint8_t first = (uint8_t)((i ? CONTINUATION : opcode) | (is_last ? FIN : 0));
+        const size_t start = state->framing->write_header(header, first, NULL, length);
+        pieces[2 * i] = (struct iovec){header, start};
+        pieces[2 * i + 1] = (struct iovec){(void *)(payload + i * FRAGMENT), length};
+        total += start + length;
+        header += start;
+    }
+    const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2 * fragments};
+    ssize_t sent = sendmsg(self->fd, &message, MSG_NOSIGNAL);
+    int status = 0;
+    if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+        status = tell((PyObject *)self, state->names._break, take_system_error());
+    }
+    else if (sent < 0 || (size_t)sent < total) {
+        status = keep_fragments(self, state, pieces, 2 * fragments, sent < 0 ? 0 : (size_t)sent);
+    }
+    PyMem_Free(pieces);
+    return status;
+}
+
 static bool
 is_list(PyObject *object)
 {
@@ -736,7 +820,14 @@ send_message(Lane *self, int opcode, PyObject *data)
         return NULL;
     }
     if (size > (size_t)self->longest) {
-        Py_RETURN_FALSE;
+        if (self->key_source != NULL || ((Poller *)self->poller)->corked != Py_False
+            || size > (size_t)MOST_FRAGMENTS * FRAGMENT) {
+            Py_RETURN_FALSE;
+        }
+        if (send_fragments(self, state, opcode, payload, size) < 0) {
+            return NULL;
+        }
+        Py_RETURN_TRUE;
     }
     PyObject *fresh_key = NULL;
     const uint8_t *key = NULL;
@@ -757,7 +848,7 @@ send_message(Lane *self, int opcode, PyObject *data)
         }
     }
     uint8_t header[FRAMING_HEADER_MOST];
-    const size_t start = state->framing->write_header(header, opcode, key, size);
+    const size_t start = state->framing->write_header(header, (uint8_t)(FIN | opcode), key, size);
     const int status
         = ((Poller *)self->poller)->corked != Py_False
               ? gather(self, state, build_frame(state->framing, header, start, payload, size, key))
