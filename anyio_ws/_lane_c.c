@@ -26,8 +26,8 @@ enum { PIECE = 65536 };    /* bytes that are gathered at most, as in transport.p
 
 #define NAMES(X)                                                                                             \
     X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_keep)           \
-    X(_break) X(flush) X(uncork) X(messages_received) X(put_off) X(hand_on) X(hook_failed) X(waiter) X(done)           \
-    X(__await__) X(_socket) X(fileno)
+    X(_break) X(flush) X(uncork) X(messages_received) X(put_off) X(hand_on) X(hook_failed) X(waiter)         \
+    X(done) X(__await__) X(_socket) X(fileno)
 
 typedef struct {
     const FramingApi *framing;

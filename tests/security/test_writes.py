@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -207,6 +208,9 @@ async def read_huge(peer: Peer) -> list[int]:
 async def ping_during_a_huge_message(conn: Conn, peer: Peer) -> None:
     """Have a Ping come while a huge message waits; its Pong must come before what waited."""
     transport: Any = conn._transport
+    sock = peer.stream.extra(SocketAttribute.raw_socket, None)
+    if sock is not None:  # the system would take the whole of it otherwise, now and then
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
     await conn.write_bin(HUGE)
     await settle()
     reads = transport.reads
