@@ -19,7 +19,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from anyio_ws import framing
 from anyio_ws._framing_py import MessageReader
 from anyio_ws.events import Message, MessageType, Opcode, build_close
 from anyio_ws.exceptions import RemoteProtocolError
-from anyio_ws.framing import end_of_frame, frame_in_place, frame_message
+from anyio_ws.framing import Frames, end_of_frame, frame_in_place, frame_message
 from anyio_ws.testing.wire import read_frame
 
 from .frames import WireFrame, build_frame, cut, parse_frames, xor
@@ -2202,6 +2202,23 @@ def test_end_of_frame_is_found_from_every_position_of_a_long_message(key: bytes 
             expected = next(each for each in ends if each >= position)
             assert end_of_frame(data, position) == expected
             assert end_of_frame(memoryview(data), position) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1_000, 200_000])
+def test_frames_end_where_they_end_however_they_are_cut(size: int) -> None:
+    """So many frames have ended where the last of them does; of one that goes on in the next piece, there."""
+    wire = [
+        build_frame(TEXT, bytes(length), key=key) for length in (0, 5, 126, 70_000) for key in (None, KEY)
+    ]
+    data, ends = b"".join(wire), [*accumulate(map(len, wire))]
+    assert [Frames().end_of(data, 0, count) for count in range(1, len(wire) + 1)] == ends
+    frames, found = Frames(), set()
+    for start in range(0, len(data), size):
+        piece, position = data[start : start + size], 0
+        while position < len(piece):
+            position = frames.end_of(piece, position, 1)
+            found.add(start + position)
+    assert found == {*ends, *range(size, len(data), size)}
 
 
 @pytest.mark.attack("R15")

@@ -194,10 +194,7 @@ async def test_error_of_the_receiver_is_logged(
     """A receiver is called by the event loop, so what it raises would be heard by nobody."""
     async with opened(kind) as ends:
         ends.notes.faults[call] = error = ZeroDivisionError()
-        if call == "eof_received":
-            await ends.peer.send_eof()
-        else:
-            await ends.peer.send(b".")
+        await ends.have_called(call)
         await ends.notes.expect(("lost", error))
     expect_logged(caplog, error)
 

@@ -629,10 +629,7 @@ async def test_error_of_the_receiver_ends_its_own_transport_only(kind: str, call
     """A receiver that raises has lost its place in the stream: its connection is cut, and no other."""
     async with opened(kind) as ends, opened(kind) as other:
         ends.notes.faults[call] = error = ZeroDivisionError()
-        if call == "eof_received":
-            await ends.peer.send_eof()
-        else:
-            await ends.peer.send(b".")
+        await ends.have_called(call)
         await ends.notes.expect(("lost", error))
         await other.peer.send(b"hello")
         await other.notes.expect(b"hello")

@@ -323,6 +323,10 @@ class Ends(NamedTuple):
     peer: Any
     tasks: TaskGroup
 
+    async def have_called(self, call: str) -> None:
+        """Have the peer do what the receiver hears of by a call, ``data_received`` or ``eof_received``."""
+        await (self.peer.send_eof() if call == "eof_received" else self.peer.send(b"."))
+
     async def fill(self) -> bytes:
         """Write until what is below takes no more, and return what was written."""
         written = b""
