@@ -1200,19 +1200,19 @@ make_room(Watcher *self, size_t fd)
     return 0;
 }
 
-/* Have the system watch what has callbacks, and nothing else; -1 with an OSError. */
+/* Have the system watch what has callbacks, and nothing else; -1 with errno. */
 static int
-control(Watcher *self, int fd, bool was_watched)
+control(const Watcher *self, int fd, bool was_watched)
 {
     const Watched *entry = &self->watched[fd];
     struct epoll_event event = {.data.u64 = (uint64_t)entry->generation << 32 | (uint32_t)fd};
     event.events = (entry->callbacks[READ] ? EPOLLIN : 0) | (entry->callbacks[WRITE] ? EPOLLOUT : 0);
     const int how = !event.events ? EPOLL_CTL_DEL : was_watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-    if (epoll_ctl(self->epoll, how, fd, &event) < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
+    int status = epoll_ctl(self->epoll, how, fd, &event);
+    if (status < 0 && how == EPOLL_CTL_MOD && errno == ENOENT) { /* it was closed, and is another's by now */
+        status = epoll_ctl(self->epoll, EPOLL_CTL_ADD, fd, &event);
     }
-    return 0;
+    return status;
 }
 
 /* Exchange a callback, NULL for none; a watcher that is closed does nothing. */
@@ -1236,16 +1236,18 @@ set_callback(Watcher *self, PyObject *number, int way, PyObject *callback)
         entry->generation++;
     }
     entry->callbacks[way] = Py_XNewRef(callback);
-    int status = 0;
-    if ((old == NULL) != (callback == NULL)) {
-        status = control(self, fd, was_watched);
-        if (status < 0 && callback != NULL) {
-            entry->callbacks[way] = NULL;
-            Py_DECREF(callback);
+    if (callback == NULL) {
+        if (old != NULL) {
+            control(self, fd, was_watched); /* it fails for what is closed, which nothing watches any more */
         }
     }
+    else if (control(self, fd, was_watched) < 0) {
+        entry->callbacks[way] = old;
+        Py_DECREF(callback);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
     Py_XDECREF(old);
-    return none_or_raise(status);
+    Py_RETURN_NONE;
 }
 
 static PyObject *
