@@ -959,6 +959,9 @@ lane_attach(PyObject *op, PyTypeObject *defining, PyObject *const *args, Py_ssiz
         return PyErr_Format(PyExc_TypeError, "masking_key: a function or None is needed, not %s",
                             name_of_type(args[1]));
     }
+    if (!PyLong_Check(args[2])) {
+        return PyErr_Format(PyExc_TypeError, "longest: an int is needed, not %s", name_of_type(args[2]));
+    }
     const Py_ssize_t longest = PyLong_AsSsize_t(args[2]);
     if (longest < 0) {
         return PyErr_Occurred() ? NULL
