@@ -41,6 +41,7 @@ from .write_buffer import WriteBuffer
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
 _TURN = 32_768  # bytes of messages, each counted with 128 more, after which others get their turn
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
+_MISTAKES = (LocalProtocolError, TypeError, ValueError)  # the caller's
 _ids = itertools.count(1)
 
 
@@ -382,12 +383,17 @@ class Conn(Closable, ObjectStream["str | bytes"]):
     def _explain(self, exc: BaseException) -> None:
         """Deal with an error of handing over.
 
+        What the caller did wrong is found out before anything has happened. After any other error, such as
+        no memory, nobody knows how much of the message was compressed, or sent: the connection is cut
+        before the peer is told something that it would misunderstand.
+
         :raises ConnectionClosed: when that is the reason
         """
         if isinstance(exc, LocalProtocolError) and not self._protocol.can(Move.SEND):
             error = self._closed_error(sending=True)
             raise error from error.__cause__
-        self._protocol.forget_context()  # what was compressed is not going to be sent
+        if not isinstance(exc, _MISTAKES):
+            self.abort(exc if isinstance(exc, Exception) else None)
 
     # --- receiving: RFC 6455 §6.2 -----------------------------------------------------------------
 

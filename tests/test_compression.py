@@ -674,10 +674,10 @@ async def _hear_all(wire: Zlib, heard: list[bytes], last: bytes) -> None:
 @ROLES
 @pytest.mark.attack("C12")
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-async def test_message_that_was_compressed_and_not_handed_over_is_not_referred_to(
+async def test_error_between_compressing_and_sending_cuts_the_connection(
     role: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error between compressing and sending costs that message, and the next ones are understood."""
+    """Nobody knows what of it the peer has seen: nothing more is said, and the error is told as the cause."""
     async with compressing(role) as (conn, wire):
         await conn.write(PRICE)
         assert await wire.receive() == (TEXT, PRICE.encode(), True)
@@ -688,9 +688,33 @@ async def test_message_that_was_compressed_and_not_handed_over_is_not_referred_t
 
             patch.setattr(conn._transport, "write", refuse)
             await conn.write(PRICE + "lost")
-        for _ in range(2):
-            await conn.write(PRICE + "lost")
-            assert await wire.receive() == (TEXT, PRICE.encode() + b"lost", True)
+        with pytest.raises(ConnectionBroken) as caught:
+            await conn.write(PRICE)
+        assert caught.value.code == 1006
+        assert isinstance(caught.value.__cause__, error if issubclass(error, Exception) else type(None))
+        with pytest.raises(anyio.EndOfStream):
+            await wire.receive()
+
+
+@ROLES
+@pytest.mark.attack("C12", "A08")
+async def test_mistake_of_the_caller_leaves_contexts_and_connection_as_they_were(role: str) -> None:
+    """What cannot be sent is found out before it is compressed; what comes next refers to what was sent."""
+    async with compressing(role) as (conn, wire):
+        await conn.write(PRICE)
+        assert await wire.receive() == (TEXT, PRICE.encode(), True)
+        text: Any = "x"
+        mistakes: list[tuple[type[Exception], Awaitable[None]]] = [
+            (UnicodeEncodeError, conn.write(PRICE + "\ud800")),
+            (TypeError, conn.write_bin(text)),
+            (ValueError, conn.write_frame(0x3, b"x", compress=True)),
+            (LocalProtocolError, conn.write_frame(0x0, b"x", compress=True)),
+        ]
+        for error, mistake in mistakes:
+            with pytest.raises(error):
+                await mistake
+        await conn.write(PRICE)
+        assert await wire.receive() == (TEXT, PRICE.encode(), True)
 
 
 @ROLES

@@ -330,7 +330,8 @@ ROWS = (
     Row(
         "C12",
         "An error or a cancellation between compressing and sending",
-        "The two are one step; a context that ran ahead of the wire is forgotten",
+        "The two are one step, which no cancellation comes between; after an error in it nobody knows what "
+        "the peer has seen, and the connection is cut: 1006",
     ),
     Row(
         "C13",

@@ -1,4 +1,4 @@
-"""What a program does with one connection, in some fifty ways, each to be cancelled at every point.
+"""What a program does with one connection, in more than forty ways, each to be cancelled at every point.
 
 A scenario works on a :class:`Rig`: a connection with an outbox that is soon full, and a robot at the other
 end that sends numbered messages, reads slowly, and answers pings and closes. A scenario notes what it has
