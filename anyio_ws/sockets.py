@@ -51,7 +51,7 @@ _RETRY = (BlockingIOError, InterruptedError)
 class ConnectedSocket:
     """A connected socket, made ready for a transport; who has no transport for it must close it.
 
-    :param sock: the socket; it is made non-blocking
+    :param sock: the socket; it is made non-blocking, or closed where it cannot be made ready
     :param remote_address: where the peer is, if that is known
     """
 
@@ -60,9 +60,13 @@ class ConnectedSocket:
     def __init__(self, sock: socket.socket, remote_address: object = None) -> None:
         self.socket: socket.socket = sock
         self._remote_address = remote_address
-        sock.setblocking(False)
-        if sock.family in _TCP:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock.setblocking(False)
+            if sock.family in _TCP:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            self.close()
+            raise
 
     @property
     def remote_address(self) -> Address:
@@ -186,7 +190,11 @@ class SocketTransport(SocketLane):
     def _watch(self) -> None:
         if not self._is_watched and not self._eof:
             self._is_watched = True
-            self._poller.watch_readable(self._fd, self.readable)
+            try:
+                self._poller.watch_readable(self._fd, self.readable)
+            except OSError as exc:  # the system has no memory for it
+                self._is_watched = False
+                self._close(without_frames(exc))
 
     def _unwatch(self) -> None:
         if self._is_watched:
@@ -368,7 +376,10 @@ class SocketTransport(SocketLane):
         self.full = self.full or self.buffered > self._outbox_size  # only _room_may_be_made ends it
         self._progress = 0
         self._set_deadline()
-        self._poller.watch_writable(self._fd, self._writable)
+        try:
+            self._poller.watch_writable(self._fd, self._writable)
+        except OSError as exc:  # the system has no memory for it
+            self._break(without_frames(exc))
 
     def _send_behind(self, data: bytes) -> None:
         """Send bytes behind what the kernel did not take."""
