@@ -42,8 +42,9 @@ _ON_THE_WAY = 20  # messages that wait in one direction, above which a client se
 _BEAT = 0.5  # seconds between two looks at how late the event loop is
 _LATE = 0.25  # seconds; later than that it has too much to do
 _FAULTS = [Ending.RESET, Ending.RESET, Ending.TRUNCATE, Ending.HALF_CLOSE, Ending.BLACK_HOLE, Ending.STALL]
-_NOISE = random.Random(0).randbytes(40_000)
-_TEXT = "".join(random.Random(0).choices("abcdefghij \u00e9\u20ac\U0001f600", k=40_000))
+_LONG = 140_000  # such a message goes out in fragments
+_NOISE = random.Random(0).randbytes(20_000 + _LONG)
+_TEXT = "".join(random.Random(0).choices("abcdefghij \u00e9\u20ac\U0001f600", k=20_000 + _LONG))
 
 
 def build_message(number: int, side: str, index: int) -> str | bytes:
@@ -51,6 +52,8 @@ def build_message(number: int, side: str, index: int) -> str | bytes:
     dice = random.Random(f"{number} {side} {index}")
     head = f"{number} {side} {index} "
     size = dice.choice([0, 1, 9, 100, 100, 100, 126, 700, 700, 3_000, 20_000])
+    if dice.random() < 0.01:
+        size = _LONG
     start = dice.randrange(20_000)
     if dice.random() < 0.5:
         return head + _TEXT[start : start + size]
@@ -176,6 +179,7 @@ class Soak:
                 port=0,
                 address="127.0.0.1",
                 handshake=HandshakeConfig(timeout=patience / 2),
+                max_message_size=2**20,
                 **self._times,
             ),
         )
@@ -252,7 +256,7 @@ class Soak:
         side = ledger.client
         stream = proxy.connect(65_536) if address is None else await anyio.connect_tcp(*address)
         url = f"ws://localhost/{ledger.number}"
-        config = ClientConfig(**self._times)
+        config = ClientConfig(max_size=2**20, **self._times)
         try:
             async with (
                 connect(url, stream=stream, timeout=self._patience, config=config) as client,
