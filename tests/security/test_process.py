@@ -22,12 +22,16 @@ import anyio.lowlevel
 import pytest
 
 import anyio_ws
-from anyio_ws import Client, Config, Server, framing
+from anyio_ws import Client, Compression, Config, Server, frame_text, framing
+from anyio_ws.deflate import Deflater, Inflater
 from anyio_ws.handler import FunctionFactory
+from anyio_ws.http11 import RequestReader
+from anyio_ws.inbox import Inbox
+from anyio_ws.protocol import Protocol
 from anyio_ws.testing import build_frame
 
-from ..support import nothing_left, settle, virtual
-from .arena import Diary, Echo, arena, bystander
+from ..support import Peer, nothing_left, settle, virtual
+from .arena import Diary, Echo, arena, bystander, every_way
 
 PACKAGE = Path(anyio_ws.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -283,6 +287,69 @@ async def test_handler_without_memory_fails_alone(caplog: pytest.LogCaptureFixtu
         await peer.stream.aclose()
         await ends.wait()
     assert len(caplog.records) == 1
+
+
+# Where memory may run out for one connection: a class, its method, and whether every way leads there.
+PLACES = {
+    "its request": (RequestReader, "feed", True),
+    "its machine": (Protocol, "opened", True),
+    "its frames": (Protocol, "receive_data", False),  # the fast lane leads past it
+    "its messages": (Inbox, "take", False),
+    "its answer": (Protocol, "send_text", False),
+    "its pong": (Protocol, "send_pong", True),
+    "its compressor": (Deflater, "shrink", True),
+    "its inflater": (Inflater, "inflate", True),
+    "its end": (Protocol, "send_close", True),
+}
+
+
+@pytest.mark.attack("O15", "R14")
+@every_way
+@pytest.mark.parametrize("place", PLACES)
+async def test_memory_that_runs_out_for_one_connection_is_no_matter_of_others(
+    place: str, way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever it happens, that connection ends, the others go on, the next one is served."""
+    owner, name, is_always_met = PLACES[place]
+    original, known, failed = getattr(owner, name), set[int](), list[str]()
+    armed = False
+
+    def fail_for_new_ones(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not armed:
+            known.add(id(self))
+        elif id(self) not in known and not failed:
+            failed.append(name)
+            raise MemoryError
+        return original(self, *arguments, **options)
+
+    compressed = frame_text("x" * 500).compressed(Deflater(False, 15, Compression()))
+    assert compressed is not None
+
+    async def talk(peer: Peer) -> None:
+        await peer.open("/", {"Sec-WebSocket-Extensions": "permessage-deflate"})
+        await peer.send_frame(0x1, b"hello")
+        await peer.send_frame(0x9, b"ping")
+        await peer.send_frame(0x1, compressed[2:], rsv=4)
+        await peer.send_close(1000)
+        while True:
+            await peer.frame()
+
+    monkeypatch.setattr(owner, name, fail_for_new_ones)
+    async with nothing_left(), arena(way, Echo) as there, bystander(there) as echoed:
+        await echoed.wait(2)
+        armed = True
+        victim = await there.peer()
+        with contextlib.suppress(Exception):  # each stream has its own for an end that comes so soon
+            await talk(victim)
+        await victim.stream.aclose()
+        assert failed or (way == "sockets" and not is_always_met)
+        failed.append("once is enough")
+        await echoed.wait(len(echoed) + 2)
+        peer = await there.open()
+        await peer.send_frame(0x1, b"hello")
+        await peer.expect(0x1, b"hello")
+        await peer.close_handshake()
+    assert len(caplog.records) <= 2
 
 
 # --- what nobody closed -------------------------------------------------------------------------------
