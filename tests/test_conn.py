@@ -1117,6 +1117,22 @@ async def test_keepalive_does_not_take_a_slow_reader_for_a_silent_peer(role: Rol
 
 
 @virtual
+@both_roles
+@pytest.mark.attack("R09", "R15")
+async def test_keepalive_ping_does_not_wait_for_the_rest_of_a_long_message(role: Role) -> None:
+    """It goes where the frame that is being sent ends: the peer has it, and can answer, in good time."""
+    async with connection(role, capacity=1_000, ping_interval=10, ping_timeout=5) as link:
+        await link.conn.write_bin(bytes(1_000_000))
+        await anyio.sleep(11)
+        link.listen()
+        await settle()
+        assert [message for message in link.judge() if message[0] != PING] == [(BINARY, bytes(1_000_000))]
+        opcodes = [frame.opcode for frame in parse_frames(bytes(link.peer.received))]
+        assert opcodes.count(PING) == 1
+        assert opcodes.index(PING) <= 3
+
+
+@virtual
 @pytest.mark.attack("R09")
 @pytest.mark.parametrize("busy", [14.0, 15.0, 16.0, 40.0])
 async def test_keepalive_does_not_take_our_own_slowness_for_a_silent_peer(busy: float) -> None:

@@ -193,6 +193,16 @@ async def test_expectations_that_are_met_pass_in_order() -> None:
         ]
 
 
+async def test_long_message_is_expected_as_one() -> None:
+    """A message that went out in fragments is one message to who expects it. [T3]"""
+    async with testing.init() as wt:
+        await wt.conn.write("x" * 300_000)
+        await wt.conn.write_bin(bytes(300_000))
+        await wt.expect_text("x" * 300_000)
+        await wt.expect_bin(bytes(300_000))
+        await wt.expect_nothing()
+
+
 EXPECTATIONS: dict[str, tuple[Callable[[WebSocketTest], Any], str]] = {
     "another text": (lambda wt: wt.expect_text("tex"), "expected TEXT 'tex', got TEXT 'text'"),
     "binary": (lambda wt: wt.expect_bin(b"text"), "expected BINARY b'text', got TEXT 'text'"),

@@ -23,6 +23,9 @@ from .memory import Stopwatch, settle
 from .support import BINARY, virtual
 from .transports import ENDINGS, MUCH, PIECE, Notes, every_transport, opened, timed_transport
 
+PONG = b"\x8a\x04pong"
+
+
 # --- writing --------------------------------------------------------------------------------------------
 
 
@@ -64,6 +67,25 @@ async def test_write_from_takes_a_body_that_may_change_afterwards(kind: str) -> 
             body[:] = bytes(size)
         rest = MUCH[:4] + b"head " + MUCH + b"head " + MUCH[:4]
         assert await ends.peer.read(5 + len(rest)) == b"head " + rest
+
+
+@every_transport
+@pytest.mark.parametrize(("count", "size"), [(1, 300_000), (20, 65_535), (600, 100)])
+async def test_write_from_takes_frames_between_which_others_may_go(kind: str, count: int, size: int) -> None:
+    """Any number of headers and payloads arrives as if it was one, and a control frame goes between two."""
+    body = bytearray(range(251)) * (size // 251 + 1)
+    header = build_frame(BINARY, bytes(size))[:-size]
+    parts = (header, memoryview(body)[:size]) * count
+    frames = b"".join(parts)
+    async with opened(kind, outbox_size=2 * len(frames)) as ends:
+        ends.transport.write_from(*parts)
+        body[:] = bytes(len(body))
+        ends.transport.write_soon(PONG)
+        ends.transport.finish()
+        wire = await ends.peer.read()
+        at = wire.index(PONG)
+        assert at % (len(header) + size) == 0
+        assert wire == frames[:at] + PONG + frames[at:]
 
 
 @every_transport
@@ -185,8 +207,6 @@ async def test_write_timeout_is_over_when_everything_was_taken(kind: str) -> Non
 
 
 # --- control frames that go before what waits -----------------------------------------------------------
-
-PONG = b"\x8a\x04pong"
 
 
 @every_transport
