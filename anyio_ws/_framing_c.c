@@ -1409,6 +1409,91 @@ framing_frame(PyObject *module, PyObject *const *args, Py_ssize_t given, PyObjec
     return frame;
 }
 
+PyDoc_STRVAR(fragments_doc,
+"fragments($module, opcode, payload, size, rsv1, keys, /)\n--\n\n"
+"Build the frames of a message that is cut into fragments (RFC 6455 section 5.4).");
+
+/* Write the frames of a message, each with at most *most* bytes of it, behind each other. */
+static void
+write_fragments(uint8_t *out, uint8_t first, const uint8_t *payload, size_t size, size_t most,
+                const uint8_t *key)
+{
+    for (;;) {
+        const size_t piece = size < most ? size : most;
+        out += write_header(out, first | (piece == size ? FIN : 0), key == NULL ? 0 : MASK, piece);
+        if (key != NULL) {
+            memcpy(out, key, KEY_SIZE);
+            out += KEY_SIZE;
+            mask_bytes(out, payload, piece, key);
+            key += KEY_SIZE;
+        }
+        else if (piece) {
+            memcpy(out, payload, piece);
+        }
+        if (piece == size) {
+            return;
+        }
+        out += piece;
+        payload += piece;
+        size -= piece;
+        first = 0; /* a continuation */
+    }
+}
+
+static PyObject *
+build_fragments(uint8_t first, const Py_buffer *payload, size_t most, PyObject *keys)
+{
+    const size_t size = (size_t)payload->len, count = size == 0 ? 1 : (size - 1) / most + 1;
+    const uint8_t *key = NULL;
+    if (keys != Py_None) {
+        if (!PyBytes_CheckExact(keys) || (size_t)PyBytes_GET_SIZE(keys) != count * KEY_SIZE) {
+            PyErr_Format(PyExc_ValueError, "keys: %zu of 4 bytes are needed, one for each frame", count);
+            return NULL;
+        }
+        key = (const uint8_t *)PyBytes_AS_STRING(keys);
+    }
+    if (size > (PY_SSIZE_T_MAX - 64) / (HEADER_MOST + 1) - 1) {
+        return PyErr_NoMemory();
+    }
+    uint8_t header[HEADER_MOST];
+    const size_t last = size - (count - 1) * most;
+    const size_t start = write_header(header, first, 0, most) + (key == NULL ? 0 : KEY_SIZE);
+    const size_t last_start = write_header(header, first, 0, last) + (key == NULL ? 0 : KEY_SIZE);
+    PyObject *frames = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size + (count - 1) * start + last_start));
+    if (frames != NULL) {
+        write_fragments((uint8_t *)PyBytes_AS_STRING(frames), first, payload->buf, size, most, key);
+    }
+    return frames;
+}
+
+static PyObject *
+framing_fragments(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 5) {
+        PyErr_Format(PyExc_TypeError, "fragments() takes 5 arguments, not %zd", given);
+        return NULL;
+    }
+    const int opcode = get_opcode(args[0]);
+    const Py_ssize_t most = opcode < 0 ? -1 : PyLong_AsSsize_t(args[2]);
+    if (opcode < 0 || (most == -1 && PyErr_Occurred())) {
+        return NULL;
+    }
+    if (most < 1) {
+        PyErr_Format(PyExc_ValueError, "size: 1 byte or more, not %zd", most);
+        return NULL;
+    }
+    const int rsv1 = get_flag(args[3], false);
+    Py_buffer payload = {0};
+    if (rsv1 < 0 || get_payload(args[1], &payload) < 0) {
+        return NULL;
+    }
+    PyObject *frames = build_fragments((uint8_t)(opcode | (rsv1 ? RSV1 : 0)), &payload, (size_t)most, args[4]);
+    if (payload.obj != NULL) {
+        PyBuffer_Release(&payload);
+    }
+    return frames;
+}
+
 PyDoc_STRVAR(mask_doc,
 "mask($module, /, data, key, *, in_place=False)\n--\n\n"
 "Apply a masking key of four bytes; doing it twice gives the data back (RFC 6455 section 5.3).");
@@ -1668,6 +1753,7 @@ framing_free(void *module)
 
 static PyMethodDef framing_methods[] = {
     {"frame", (PyCFunction)(void (*)(void))framing_frame, METH_FASTCALL | METH_KEYWORDS, frame_doc},
+    {"fragments", (PyCFunction)(void (*)(void))framing_fragments, METH_FASTCALL, fragments_doc},
     {"mask", (PyCFunction)(void (*)(void))framing_mask, METH_FASTCALL | METH_KEYWORDS, mask_doc},
     {NULL},
 };

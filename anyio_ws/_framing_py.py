@@ -1,8 +1,9 @@
 """RFC 6455 §5 in Python: the reference for every other build of the framing.
 
-Three names, and nothing else leaves this module: :class:`MessageReader` turns received bytes into
-messages, :func:`frame` turns a payload into a frame, :func:`mask` applies a masking key. No stream,
-no clock, no state of the connection: what a Close *means* is the business of ``protocol.py``.
+Four names, and nothing else leaves this module: :class:`MessageReader` turns received bytes into
+messages, :func:`frame` turns a payload into a frame, :func:`fragments` into several, :func:`mask` applies
+a masking key. No stream, no clock, no state of the connection: what a Close *means* is the business of
+``protocol.py``.
 """
 
 from __future__ import annotations
@@ -491,6 +492,49 @@ def frame(
     if masking_key is None:
         return header + data
     return b"".join((header, _check_key(masking_key, "masking_key"), _mask(data, masking_key)))
+
+
+def fragments(
+    opcode: int,
+    payload: str | bytes | bytearray | memoryview,
+    size: int,
+    rsv1: bool,
+    keys: bytes | None,
+    /,
+) -> bytes:
+    """Build the frames of a message that is cut into fragments, one behind the other (RFC 6455 §5.4).
+
+    :param opcode: the message's opcode, which its first frame has; the others are continuations
+    :param payload: the message, as for :func:`frame`
+    :param size: bytes of payload of each frame but the last, which may have less
+    :param rsv1: whether the message is compressed; that is said on its first frame only (RFC 7692 §6.1)
+    :param keys: a client's masking keys, four bytes for each frame; ``None`` from a server
+
+    :raises TypeError: when *payload* is neither ``str`` nor bytes-like
+    :raises UnicodeEncodeError: when *payload* has a lone surrogate
+    :raises ValueError: when *opcode* is not one of four bits, *size* less than 1, or *keys* not one for
+        each frame
+    """
+    if not 0 <= opcode <= _OPCODE:
+        raise ValueError(f"opcode: 0 to 15, not {opcode}")
+    if size < 1:
+        raise ValueError(f"size: 1 byte or more, not {size}")
+    data = memoryview(payload.encode() if isinstance(payload, str) else _contiguous(payload, "payload"))
+    count = -(-len(data) // size) or 1
+    if keys is not None and (type(keys) is not bytes or len(keys) != 4 * count):
+        raise ValueError(f"keys: {count} of 4 bytes are needed, one for each frame")
+    first = opcode | (_RSV1 if rsv1 else 0)
+    parts: list[bytes | memoryview] = []
+    for number in range(count):
+        piece = data[number * size : (number + 1) * size]
+        fin = _FIN if number == count - 1 else 0
+        if keys is None:
+            parts += build_header(first | fin, 0, len(piece)), piece
+        else:
+            key = keys[4 * number : 4 * number + 4]
+            parts += build_header(first | fin, _MASK, len(piece)), key, _mask(piece, key)
+        first = _CONTINUATION
+    return b"".join(parts)
 
 
 def build_header(first: int, masked: int, length: int) -> bytes:

@@ -12,10 +12,10 @@ them: nobody waits for a Pong until a huge message is through. :func:`frame_mess
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from ._framing_py import Buffers, MessageReader, build_header, frame, mask
+from ._framing_py import Buffers, MessageReader, build_header, fragments, frame, mask
 from .events import Opcode
 
 BUILD = "python"
@@ -24,7 +24,7 @@ if _forced not in ("", "python", "c"):
     raise ValueError(f"ANYIO_WS_FRAMING: 'python' or 'c', or nothing for the better one, not {_forced!r}")
 if _forced != "python":
     try:
-        from ._framing_c import MessageReader, frame, mask
+        from ._framing_c import MessageReader, fragments, frame, mask
     except ModuleNotFoundError as _exc:
         if _forced or _exc.name != f"{__package__}._framing_c":
             raise
@@ -53,7 +53,7 @@ __all__ = [
 WHOLE = 131_072  # bytes of payload above which a message is cut into fragments
 FRAGMENT = 65_535  # bytes of payload of each of them; the last may have less
 
-_FIN, _RSV1, _MASK, _OPCODE = 0x80, 0x40, 0x80, 0x0F
+_FIN, _MASK, _OPCODE = 0x80, 0x80, 0x0F
 _SHORT = WHOLE + 14  # bytes that may be one frame, its header included
 _LAST_DATA = int(Opcode.BINARY)  # opcodes above it are of control frames, or reserved
 
@@ -115,25 +115,20 @@ class Frame:
 
 
 def frame_message(
-    opcode: int, payload: bytes, *, rsv1: bool = False, new_key: Callable[[], bytes] | None = None
+    opcode: int, payload: str | bytes, *, rsv1: bool = False, new_key: Callable[[], bytes] | None = None
 ) -> bytes:
     """Build the frames of a message: one, or fragments of ``FRAGMENT`` bytes if it is long (RFC 6455 §5.4).
 
     :param opcode: text or binary
-    :param payload: the message
+    :param payload: the message; ``str`` must be ASCII, which is as long as its characters are many
     :param rsv1: whether it is compressed
     :param new_key: gives a client's masking keys, a fresh one for each frame; ``None`` for a server
     """
-    if len(payload) <= WHOLE:
+    size = len(payload)
+    if size <= WHOLE:
         return frame(opcode, payload, rsv1=rsv1, masking_key=new_key and new_key())
-    parts: list[bytes | memoryview] = []
-    for first, piece in _cut(opcode, memoryview(payload), rsv1=rsv1):
-        if new_key is None:
-            parts += build_header(first, 0, len(piece)), piece
-        else:
-            key = new_key()
-            parts += build_header(first, _MASK, len(piece)), key, mask(piece, key)
-    return b"".join(parts)
+    keys = new_key and b"".join([new_key() for _ in range(0, size, FRAGMENT)])
+    return fragments(opcode, payload, FRAGMENT, rsv1, keys)
 
 
 def frame_in_place(
@@ -147,21 +142,13 @@ def frame_in_place(
     :raises TypeError: when *payload* is not writable and contiguous; it is as it was then
     """
     view = writable_bytes(payload)
-    cuts = _cut(opcode, view) if len(view) > WHOLE else [(_FIN | opcode, view)]
+    size = FRAGMENT if len(view) > WHOLE else WHOLE
     parts: list[bytes | memoryview] = []
-    for first, piece in cuts:
-        key = new_key()
+    for start in range(0, len(view) or 1, size):
+        piece, key = view[start : start + size], new_key()
+        first = (Opcode.CONTINUATION if start else opcode) | (_FIN if start + size >= len(view) else 0)
         parts += build_header(first, _MASK, len(piece)) + key, mask(piece, key, in_place=True)
     return parts
-
-
-def _cut(opcode: int, payload: memoryview, *, rsv1: bool = False) -> Iterator[tuple[int, memoryview]]:
-    """Cut a payload into fragments, each with the first byte of its frame (RFC 6455 §5.4)."""
-    first = opcode | (_RSV1 if rsv1 else 0)  # RFC 7692 §6.1: RSV1 is set on the first fragment only
-    for start in range(0, len(payload), FRAGMENT):
-        is_last = start + FRAGMENT >= len(payload)
-        yield first | (_FIN if is_last else 0), payload[start : start + FRAGMENT]
-        first = Opcode.CONTINUATION
 
 
 class Frames:

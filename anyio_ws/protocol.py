@@ -310,12 +310,11 @@ class Protocol:
         :raises TypeError: when *data* is not ``str``
         :raises UnicodeEncodeError: when *data* has a lone surrogate
         """
-        if (
-            self.is_plain
-            and type(data) is str
-            and (len(data) <= _WHOLE_TEXT or (len(data) <= WHOLE and data.isascii()))
-        ):
-            return frame(_TEXT, data, masking_key=masking_key()) if self._masks else frame(_TEXT, data)
+        if self.is_plain and type(data) is str:
+            if len(data) <= _WHOLE_TEXT:
+                return frame(_TEXT, data, masking_key=masking_key()) if self._masks else frame(_TEXT, data)
+            if data.isascii():
+                return frame_message(_TEXT, data, new_key=masking_key if self._masks else None)
         if not isinstance(data, str):
             raise TypeError(f"data: text is str, not {type(data).__name__}; write_bin takes bytes")
         return self._send_message(Opcode.TEXT, data.encode(), compress)

@@ -1977,7 +1977,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     return choose
 
 
-WORKING = SimpleNamespace(MessageReader="reader", frame=lambda *_: b"", mask="mask")
+WORKING = SimpleNamespace(MessageReader="reader", fragments="fragments", frame=lambda *_: b"", mask="mask")
 
 
 @pytest.mark.parametrize("forced", [None, "", "c"])
@@ -1987,6 +1987,7 @@ def test_compiled_build_is_taken_where_it_is_installed(
     """The compiled names are used if there are such, asked for or not."""
     module = choose(forced, WORKING)
     assert (module.BUILD, module.MessageReader, module.mask) == ("c", "reader", "mask")
+    assert module.fragments == "fragments"
     assert module.frame is WORKING.frame
 
 
@@ -2182,6 +2183,69 @@ def test_frame_in_place_refuses_what_it_cannot_write_to(value: Any) -> None:
     """``bytes`` are never changed, and neither is anything with gaps. [K10]"""
     with pytest.raises(TypeError, match=r"^data: a writable buffer"):
         frame_in_place(Opcode.BINARY, value, lambda: b"abcd")
+
+
+# --- fragments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rsv1", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("most", [1, 125, 126, 65_535, 65_536, 2**40])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 250, 378, 131_070, 131_071])
+def test_fragments_are_the_frames_of_a_message(
+    build: ModuleType, size: int, most: int, masked: bool, rsv1: bool
+) -> None:
+    """They are what one gets when one frames each piece: opcode and RSV1 on the first, FIN on the last."""
+    size = min(size, 1_000 * most)
+    payload = bytes(range(251)) * (size // 251 + 1)
+    payload = payload[:size]
+    starts = range(0, size or 1, most)
+    keys = [b"%04d" % number for number in range(len(starts))] if masked else [None] * len(starts)
+    expected = b"".join(
+        build_frame(
+            CONTINUATION if start else TEXT,
+            payload[start : start + most],
+            fin=start + most >= size,
+            rsv=0 if start or not rsv1 else 4,
+            key=key,
+        )
+        for start, key in zip(starts, keys, strict=True)
+    )
+    joined = b"".join(each for each in keys if each) if masked else None
+    for data in (payload, bytearray(payload), memoryview(payload)):
+        assert build.fragments(TEXT, data, most, rsv1, joined) == expected
+
+
+def test_fragments_of_text_are_those_of_its_utf8(build: ModuleType) -> None:
+    """A fragment may end inside a character (§5.6)."""
+    assert build.fragments(TEXT, "aä€𝄞" * 9, 7, False, None) == build.fragments(
+        TEXT, ("aä€𝄞" * 9).encode(), 7, False, None
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((16, b"", 1, False, None), ValueError, "^opcode: 0 to 15, not 16$"),
+        ((1, b"ab", 0, False, None), ValueError, "^size: 1 byte or more, not 0$"),
+        ((1, b"ab", -5, False, None), ValueError, "^size: 1 byte or more, not -5$"),
+        ((1, b"ab", 1, False, b"1234567"), ValueError, "^keys: 2 of 4 bytes are needed, one for each frame$"),
+        ((1, b"ab", 1, False, b"123456789"), ValueError, "^keys: 2 of 4 bytes are needed"),
+        ((1, b"", 1, False, b""), ValueError, "^keys: 1 of 4 bytes are needed"),
+        ((1, b"ab", 1, False, "12345678"), ValueError, "^keys: 2 of 4 bytes are needed"),
+        ((1, "\ud800", 1, False, None), UnicodeEncodeError, "surrogates not allowed"),
+        ((1, 5, 1, False, None), TypeError, "^payload: a bytes-like object is needed, not int$"),
+        ((1, memoryview(b"abcd")[::2], 1, False, None), TypeError, "^payload: a contiguous bytes-like"),
+        ((1, b"ab", 1, False), TypeError, "argument"),
+        ((1, b"ab", "1", False, None), TypeError, "str"),
+    ],
+)
+def test_fragments_refuse_what_they_cannot_be_made_of(
+    build: ModuleType, arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    """Each build names the argument and what is wrong with it."""
+    with pytest.raises(error, match=message):
+        build.fragments(*arguments)
 
 
 # --- where control frames may go ------------------------------------------------------------------

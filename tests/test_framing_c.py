@@ -120,6 +120,10 @@ def refuse(build: ModuleType) -> None:
         lambda: build.frame(1, b"", masking_key=b"12"),
         lambda: build.frame(1, bytearray(3), masking_key="1234"),
         lambda: build.frame(1, b"", opcode=1),
+        lambda: build.fragments(1, b"ab", 0, False, None),
+        lambda: build.fragments(1, bytearray(b"ab"), 1, False, b""),
+        lambda: build.fragments(1, memoryview(b"abc")[::2], 1, False, None),
+        lambda: build.fragments(1, "\ud800", 1, False, None),
         lambda: build.mask(b"abc", KEY, in_place=True),
         lambda: build.mask("abc", KEY),
         lambda: build.mask(b"abc", key=KEY, none=1),
@@ -146,6 +150,8 @@ def do_everything(build: ModuleType) -> None:
     for payload in (b"", b"bytes", bytearray(200), memoryview(bytes(70_000)), "text", "caf\u00e9"):
         build.frame(2, payload)
         build.frame(2, payload, masking_key=KEY, fin=False)
+        build.fragments(2, payload, 70_000, False, None)
+        build.fragments(2, payload, 70_000, True, KEY)
     build.mask(memoryview(bytearray(100)), KEY, in_place=True)
     refuse(build)
 
