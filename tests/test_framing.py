@@ -2237,7 +2237,7 @@ def test_fragments_of_text_are_those_of_its_utf8(build: ModuleType) -> None:
         ((1, 5, 1, False, None), TypeError, "^payload: a bytes-like object is needed, not int$"),
         ((1, memoryview(b"abcd")[::2], 1, False, None), TypeError, "^payload: a contiguous bytes-like"),
         ((1, b"ab", 1, False), TypeError, "argument"),
-        ((1, b"ab", "1", False, None), TypeError, "str"),
+        ((1, b"ab", "1", False, None), TypeError, "int"),
     ],
 )
 def test_fragments_refuse_what_they_cannot_be_made_of(
