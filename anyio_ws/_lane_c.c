@@ -21,7 +21,6 @@ enum { CONTINUATION = 0x0, TEXT = 0x1, BINARY = 0x2, FIN = 0x80 };
 enum { FRAGMENT = 65535 };  /* as in framing.py */
 enum { MOST_FRAGMENTS = 512 }; /* that are sent in one call; the system takes 1024 pieces */
 enum { COPY_MOST = 2048 }; /* a frame up to this size is put together on the stack */
-enum { FAIR = 256 };       /* messages of one read up to which other tasks need no turn between them */
 enum { PIECE = 65536 };    /* bytes that are gathered at most, as in transport.py */
 
 #define NAMES(X)                                                                                             \
@@ -524,7 +523,7 @@ deliver(Lane *self, const State *state, PyObject *reader, Poller *poller, PyObje
     int status = put_off_rest(state, reader, receiver, poller->view.buf, received);
     if (status == 0 && (size || is_over)) {
         const bool steps = poller->steps == Py_True;
-        const int parked = is_over || size > FAIR ? 0 : is_parked(self, state, steps);
+        const int parked = is_over ? 0 : is_parked(self, state, steps);
         if (parked < 0) {
             status = -1;
         }
