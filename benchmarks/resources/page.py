@@ -22,7 +22,7 @@ _HEAD = """# What an attack costs
 
 Written by `python -m benchmarks.resources`; do not edit it. Each line is an attack of
 [attacks.md](attacks.md), with the ids of its rows there, on a server that echoes, as it comes, with a limit
-of {size} KiB for a message. Three limits hold for each of them:
+of {size} KiB for a message. Each is held against three limits:
 
 * **memory**: at its peak, the server has taken no more than {memory:.0f} KiB for each attacking connection:
   twice the longest message, and 256 KiB
