@@ -18,10 +18,10 @@
 #endif
 
 enum { CONTINUATION = 0x0, TEXT = 0x1, BINARY = 0x2, FIN = 0x80 };
-enum { FRAGMENT = 65535 };  /* as in framing.py */
+enum { FRAGMENT = 65535 };     /* as in framing.py */
 enum { MOST_FRAGMENTS = 512 }; /* that are sent in one call; the system takes 1024 pieces */
-enum { COPY_MOST = 2048 }; /* a frame up to this size is put together on the stack */
-enum { PIECE = 65536 };    /* bytes that are gathered at most, as in transport.py */
+enum { COPY_MOST = 2048 };     /* a frame up to this size is put together on the stack */
+enum { PIECE = 65536 };        /* bytes that are gathered at most, as in transport.py */
 
 #define NAMES(X)                                                                                             \
     X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_keep)           \

@@ -13,6 +13,7 @@ How it ends stands in ``closing.py``.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -34,9 +35,11 @@ from .from_thread import FromThread
 from .inbox import Hook, Inbox
 from .pings import Pings
 from .protocol import Move, Protocol, Role, State, masking_key
-from .transport import Address, Transport
+from .transport import Address, Transport, without_frames
 from .views import Views
 from .write_buffer import WriteBuffer
+
+logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
 _TURN = 32_768  # bytes of messages, each counted with 128 more, after which others get their turn
@@ -527,7 +530,11 @@ class Conn(Closable, ObjectStream["str | bytes"]):
 
     def _take_turn(self) -> None:
         self._has_turn = False
-        self.catch_up()
+        try:
+            self.catch_up()
+        except Exception as exc:
+            logger.exception("what was received could not be dealt with; the connection is cut")
+            self.abort(without_frames(exc))
 
     def catch_up(self) -> None:
         """Look at more of what was read, as far as there is room for one turn; then read again."""

@@ -2503,3 +2503,20 @@ async def test_conn_is_an_object_stream() -> None:
         await stream.aclose()
         with pytest.raises(anyio.ClosedResourceError):
             await stream.send("more")
+
+
+async def test_fault_behind_a_turn_ends_its_connection_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What goes wrong when more of a burst is looked at is logged, and cuts that connection."""
+
+    def fail(conn: Conn) -> None:
+        raise MemoryError("no memory for more")
+
+    async with connection() as link:
+        monkeypatch.setattr(type(link.conn), "catch_up", fail)
+        link.conn.put_off(b"\x81\x80\0\0\0\0")
+        with pytest.raises(ConnectionBroken) as caught:
+            await link.conn.receive()
+    assert isinstance(caught.value.__cause__, MemoryError)
+    assert "could not be dealt with" in caplog.text
