@@ -410,13 +410,27 @@ async def test_hook_has_one_context_of_its_own(way: str, shape: str) -> None:
 @ways
 async def test_hook_that_sleeps_goes_on_with_what_it_waited_for(way: str) -> None:
     """It gets the very value; messages of the same read and of later ones wait for it, in order."""
-    seen: list[str] = []
-    send, receive = anyio.create_memory_object_stream[str](9)
+    seen: list[object] = []
+    send, receive = anyio.create_memory_object_stream[object](9)
+    futures: list[asyncio.Future[object]] = []
+
+    async def sleep() -> object:
+        if is_trio():
+            return await receive.receive()
+        futures.append(asyncio.get_running_loop().create_future())  # AnyIO's waits begin with another one
+        return await futures[-1]
+
+    async def wake(value: object) -> None:
+        if is_trio():
+            send.send_nowait(value)
+        else:
+            futures[-1].set_result(value)
+        await settle()
 
     async def hook(data: str) -> None:
         seen.append(data)
         if data.startswith("sleep"):
-            seen.append(await receive.receive())
+            seen.append(await sleep())
 
     async with opened(way) as ends:
         with send, receive:
@@ -424,12 +438,10 @@ async def test_hook_that_sleeps_goes_on_with_what_it_waited_for(way: str) -> Non
             await ends.get(*texts("before", "sleep", "behind"))
             await ends.get(*texts("later"))
             assert seen == ["before", "sleep"]
-            await send.send("woken")
-            await settle()
+            await wake("woken")
             assert seen == ["before", "sleep", "woken", "behind", "later"]
             await ends.get(*texts("sleep again"))
-            await send.send("again")
-            await settle()
+            await wake("again")
             assert seen[5:] == ["sleep again", "again"]
 
 
