@@ -1168,7 +1168,7 @@ async def test_lane_that_was_never_made_ready_does_nothing(lane_c: ModuleType) -
         transport.attach(framing.MessageReader(masked=True, max_message_size=1), None, 1)
 
 
-ATTRIBUTES = ("reading", "full", "_finishing", "_gathered", "_rest", "_outbox", "receiver", "_poller")
+ATTRIBUTES = ("reading", "full", "_finishing", "_gathered", "_rest", "_outbox")
 POLLERS = ("corked", "steps", "waiting", "enter", "leave")
 
 
