@@ -1344,6 +1344,8 @@ def do_everything(lane_c: ModuleType) -> None:
                 await ends.call(lambda data: anyio.lowlevel.checkpoint())
                 await ends.get(*texts("one", "two"), (CLOSE, b""))
             async with opened(role=role, pair=stream_pair()) as ends:
+                for _ in range(100):
+                    await ends.conn.write("each with a key")
                 ends.peer.close()
                 await ends.conn.write("nobody hears it")
                 await settle()
