@@ -26,6 +26,7 @@ from .source import Source
 
 _ERRORS = (ConnectionClosed, anyio.WouldBlock, UnicodeEncodeError)
 _STEPS = 24
+_LONG = 100_000  # virtual seconds: longer than all hooks of a run may sleep together
 _PLENTY = 100_000_000  # bytes that may wait to be sent, so that nobody is told to wait
 
 
@@ -43,7 +44,11 @@ def lane(data: bytes) -> None:
         anyio.run(_play, data, has_lane, backend=backend, backend_options=virtual_clock(backend))
         for has_lane in (True, False)
     ]
-    assert played[0] == played[1], played
+    (log, sent, code), (other_log, other_sent, other_code) = played
+    if code == 1006:  # how far it had come before it was cut is nobody's promise
+        size = min(len(sent), len(other_sent))
+        sent, other_sent = sent[:size], other_sent[:size]
+    assert (log, sent, code) == (other_log, other_sent, other_code), played
 
 
 async def _play(data: bytes, has_lane: bool) -> tuple[list[Any], list[Any], object]:
@@ -75,10 +80,13 @@ async def _play(data: bytes, has_lane: bool) -> tuple[list[Any], list[Any], obje
                 with contextlib.suppress(OSError):
                     step()
                 await settle()
-            theirs.shutdown(socket.SHUT_WR)
             await end.read_all()
+            tasks.start_soon(end.keep_reading)
+            await anyio.sleep(_LONG)  # now every hook has had its time
+            with contextlib.suppress(OSError):
+                theirs.shutdown(socket.SHUT_WR)
+            await settle()
             end.conn.close_nowait(1000)
-            await end.read_all()
             await end.conn.wait_gone()
             await end.read_all()
             tasks.cancel_scope.cancel()
@@ -202,6 +210,13 @@ class _End:
                 self.oracle.feed(got)
                 is_more = True
         return is_more
+
+    async def keep_reading(self) -> None:
+        """Read whenever there is something, as long as this runs."""
+        while True:
+            await anyio.wait_readable(self._peer)
+            if not self.read():
+                return
 
     async def read_all(self) -> None:
         """Read until nothing more comes."""
