@@ -159,7 +159,7 @@ typedef struct {
     PyObject *rest;                                  /* what the kernel did not take */
     PyObject *outbox;                                /* a list of what was gathered */
     PyObject *poller, *receiver;
-    Py_ssize_t buffered, outbox_size;
+    Py_ssize_t buffered, outbox_size, read_size;
     unsigned long long reads;
     int fd;
     /* Set by attach(), gone with the receiver. */
@@ -551,11 +551,12 @@ lane_readable(PyObject *op, PyObject *Py_UNUSED(nothing))
         return PyObject_CallMethod(op, "_readable", NULL);
     }
     Poller *poller = (Poller *)self->poller;
-    if (self->reading != Py_True || self->finishing != Py_False || poller->buffer == NULL
+    if (self->reading != Py_True || self->finishing != Py_False || poller->buffer == NULL || self->read_size <= 0
         || state->framing->is_finished(self->reader) || !is_still_open(self)) {
         return PyObject_CallMethodNoArgs(op, state->names._readable);
     }
-    const ssize_t size = recv(self->fd, poller->view.buf, (size_t)poller->view.len, 0);
+    const Py_ssize_t room = self->read_size < poller->view.len ? self->read_size : poller->view.len;
+    const ssize_t size = recv(self->fd, poller->view.buf, (size_t)room, 0);
     if (size < 0) {
         if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
             Py_RETURN_NONE;
@@ -1082,6 +1083,7 @@ static PyMemberDef lane_members[] = {
     {"_gathered", T_OBJECT_EX, offsetof(Lane, gathered), 0, NULL},
     {"_rest", T_OBJECT_EX, offsetof(Lane, rest), 0, NULL},
     {"_outbox", T_OBJECT_EX, offsetof(Lane, outbox), 0, NULL},
+    {"read_size", T_PYSSIZET, offsetof(Lane, read_size), 0, NULL},
     {"_outbox_size", T_PYSSIZET, offsetof(Lane, outbox_size), 0, NULL},
     {"_fd", T_INT, offsetof(Lane, fd), 0, NULL},
     {NULL},

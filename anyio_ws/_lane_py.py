@@ -69,6 +69,7 @@ class SocketLane(NoLane):
         "_rest",
         "buffered",
         "full",
+        "read_size",
         "reading",
         "reads",
         "receiver",

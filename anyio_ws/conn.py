@@ -35,13 +35,14 @@ from .from_thread import FromThread
 from .inbox import Hook, Inbox
 from .pings import Pings
 from .protocol import Move, Protocol, Role, State, masking_key
-from .transport import Address, Transport, without_frames
+from .transport import READ_MOST, READ_SIZE, Address, Transport, without_frames
 from .views import Views
 from .write_buffer import WriteBuffer
 
 logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
+_HEADERS = 4_096  # bytes that a read may have beside one message
 _TURN = 32_768  # bytes of messages, each counted with 128 more, after which others get their turn
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
 _MISTAKES = (LocalProtocolError, TypeError, ValueError)  # the caller's
@@ -111,6 +112,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         super().__init__(protocol, transport, inbox, deadlines, config)
         self._lane = transport.lane
         transport.receiver = self
+        transport.read_size = max(READ_SIZE, min(config.max_message_size + _HEADERS, READ_MOST))
         self._subprotocol: str | None = None
         self._compression: Parameters | None = None
         self._has_turn = False  # it is to come

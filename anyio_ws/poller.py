@@ -27,9 +27,7 @@ from anyio.lowlevel import RunVar
 from .lane import PollerLane, Watcher
 
 Callback = Callable[[], None]
-# What is read at once may have to be kept for a while, by each connection: so it is little more than a
-# message of 64 KiB, which comes whole if it is there.
-_READ_SIZE = 69_632
+_READ_SIZE = 262_144
 _HAS_FILENO = hasattr(selectors.DefaultSelector, "fileno")  # else a selector cannot be watched itself
 
 

@@ -30,7 +30,7 @@ from .deadlines import Deadline, Deadlines
 from .framing import end_of_frame
 from .lane import NO_LANE, Lane, SocketLane
 from .poller import current_poller
-from .transport import LINGER_BYTES, PIECE, Address, Receiver, add_soon, address_of, without_frames
+from .transport import LINGER_BYTES, PIECE, READ_SIZE, Address, Receiver, add_soon, address_of, without_frames
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -139,6 +139,7 @@ class SocketTransport(SocketLane):
         self.buffered: int = 0
         self.full: bool = False
         self.taken: int = 0
+        self.read_size: int = READ_SIZE
         self.reads: int = 0
         self.reading: bool = False
         self.ended: bool = False
@@ -207,7 +208,7 @@ class SocketTransport(SocketLane):
             self._unwatch()
             return
         try:
-            size = self._socket.recv_into(self._poller.buffer)
+            size = self._socket.recv_into(self._poller.buffer, self.read_size)
         except _RETRY:
             return
         except OSError as exc:
@@ -459,7 +460,7 @@ class SocketTransport(SocketLane):
                     self.receiver.catch_up()
                 continue
             try:
-                size = self._socket.recv_into(self._poller.buffer)
+                size = self._socket.recv_into(self._poller.buffer, self.read_size)
             except OSError:
                 break
             if not size:

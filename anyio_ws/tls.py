@@ -169,7 +169,7 @@ class TlsTransport(SocketTransport):
 
     def _decrypt(self) -> bool:
         """Hand one buffer full of decrypted bytes to the receiver; return whether there may be more."""
-        buffer, size, more, ended = self._poller.buffer, 0, True, False
+        buffer, size, more, ended = self._poller.buffer[: self.read_size], 0, True, False
         try:
             while size < len(buffer):
                 count: Any = self._tls.read(len(buffer) - size, buffer[size:])  # typeshed knows bytes only

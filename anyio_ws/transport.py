@@ -20,6 +20,10 @@ from .framing import end_of_frame
 from .lane import NO_LANE, Lane
 
 PIECE = 65_536  # bytes that are received, or sent under one write timeout, at a time
+# What is received at once may have to be kept for a while, by each connection: so it is little more than
+# one message, which comes whole if it is there.
+READ_SIZE = 69_632  # bytes, where messages may be short
+READ_MOST = 262_144  # bytes, however long they may be
 LINGER_BYTES = 65_536  # what a peer may still send before its connection is closed under it
 
 Spawn = Callable[..., object]
@@ -52,6 +56,7 @@ class Transport(Protocol):
 
     :ivar receiver: who is called; may be exchanged at any time
     :ivar full: whether more than ``outbox_size`` bytes wait to be sent, so that writing should wait
+    :ivar read_size: bytes that are received at a time, at most; what one read makes has to have room
     :ivar reads: how often something was received
     :ivar taken: how many bytes the peer has taken of what had to wait: a sign that it lives
     :ivar reading: whether received bytes are wanted; see :meth:`pause` and :meth:`resume`
@@ -61,6 +66,7 @@ class Transport(Protocol):
 
     receiver: Receiver | None
     full: bool
+    read_size: int
     reads: int
     taken: int
     reading: bool
@@ -148,6 +154,7 @@ class StreamTransport:
         self.receiver: Receiver | None = None
         self.buffered: int = 0
         self.full: bool = False
+        self.read_size: int = READ_SIZE
         self.reads: int = 0
         self.taken: int = 0
         self.reading: bool = False
@@ -261,7 +268,7 @@ class StreamTransport:
                 self._resumed = None
                 continue
             try:
-                data = await self._stream.receive(PIECE)
+                data = await self._stream.receive(self.read_size)
             except anyio.EndOfStream:
                 if not self._finishing and self.receiver is not None:
                     self.receiver.eof_received()

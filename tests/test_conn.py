@@ -2520,3 +2520,10 @@ async def test_fault_behind_a_turn_ends_its_connection_alone(
             await link.conn.receive()
     assert isinstance(caught.value.__cause__, MemoryError)
     assert "could not be dealt with" in caplog.text
+
+
+@pytest.mark.parametrize(("most", "size"), [(100, 69_632), (100_000, 104_096), (2**24, 262_144)])
+async def test_read_takes_a_little_more_than_a_message(most: int, size: int) -> None:
+    """What one read has may have to be kept, so it follows ``max_message_size``, within bounds."""
+    async with connection(max_message_size=most) as link:
+        assert link.transport.read_size == size

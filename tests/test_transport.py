@@ -372,6 +372,18 @@ async def test_reading_begins_with_resume(kind: str) -> None:
 
 
 @every_transport
+async def test_read_size_is_the_most_that_is_received_at_a_time(kind: str) -> None:
+    """What comes in at once is handed over in pieces of that size, and nothing is lost."""
+    async with opened(kind) as ends:
+        ends.transport.read_size = 100
+        await ends.peer.send(b"\0")  # for a read that has begun already
+        await ends.notes.expect(b"\0")
+        await ends.peer.send(bytes(250))
+        await ends.notes.expect(bytes(251))
+        assert max(ends.notes.sizes) <= 100
+
+
+@every_transport
 @pytest.mark.attack("R03")
 async def test_pause_stops_reading_and_resume_goes_on_without_a_loss(kind: str) -> None:
     """While paused the peer's bytes stay where they are; then they arrive, in order."""

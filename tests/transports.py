@@ -59,18 +59,21 @@ class Notes:
     """A receiver that notes what it is called with.
 
     :ivar events: the calls in order; the bytes of adjacent reads are one
+    :ivar sizes: how many bytes each read had
     :ivar faults: what a call raises, by its name
     :ivar lost: set at the end
     """
 
     def __init__(self) -> None:
         self.events: list[Any] = []
+        self.sizes: list[int] = []
         self.faults: dict[str, Exception] = {}
         self.lost = anyio.Event()
         self._changed = anyio.Event()
 
     def data_received(self, data: bytes | memoryview) -> None:
         self._fail("data_received")
+        self.sizes.append(len(data))
         if self.events and isinstance(self.events[-1], bytes):
             data = b"".join((self.events.pop(), data))
         self._note(bytes(data))
