@@ -52,13 +52,15 @@ def main() -> int:
     if sys.argv[1:2] == ["--child"]:
         fuzz(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
-    parser.add_argument("--target", choices=NAMES, action="append", help="all of them when omitted")
+    parser.add_argument("--target", choices=NAMES, action="append", help="all but the lane when omitted")
     parser.add_argument("--seconds", type=int, help="how long in all")
     parser.add_argument("--runs", type=int, help="how often each target is called")
     parser.add_argument("--seed", type=int, help="of the choices it makes; others each time when omitted")
     parser.add_argument("--keep", help="a folder for what it learns, for a longer run")
     args = parser.parse_args()
-    names = args.target or NAMES
+    # Not the lane, unless it is asked for: two runs on Trio differ in the order of tasks, so that it finds
+    # something to look at now and then, and the gate has its corpus.
+    names = args.target or NAMES[:-1]
     seconds = 60 if args.seconds is None and args.runs is None else args.seconds
     limit = [f"-max_total_time={max(1, seconds // len(names))}"] if seconds else []
     limit += [f"-runs={args.runs}"] if args.runs else []
