@@ -324,8 +324,8 @@ class SocketTransport(SocketLane):
             self._rest = rest[:left]
             self._outbox.insert(0, rest[left:])
 
-    def _keep(self, data: bytes) -> None:
-        self._outbox.append(data)
+    def _keep(self, data: bytes | memoryview, place: int | None = None) -> None:
+        self._outbox.insert(len(self._outbox) if place is None else place, data)
         self.buffered += len(data)
         self.full = self.full or self.buffered > self._outbox_size
 

@@ -214,9 +214,7 @@ class TlsTransport(SocketTransport):
             self._seal_and_send(rest[:end])
             rest = rest[end:]
         if rest and self._error is None:
-            self._outbox.insert(0, rest)
-            self.buffered += len(rest)
-            self.full = self.full or self.buffered > self._outbox_size
+            self._keep(rest, 0)
 
     def _seal_and_send(self, data: bytes | memoryview) -> None:
         try:
