@@ -67,7 +67,7 @@ class _ConnectionConfig:
     ping_timeout: float = 20.0
     close_timeout: float = 5.0
     write_timeout: float = 20.0
-    inbox_size: int = 65_536
+    inbox_size: int = 32_768
     outbox_size: int = 65_536
     max_control_rate: int | None = 10_000
     message_view: bool = False

@@ -67,7 +67,7 @@ SHARED = {
     "ping_timeout": 20.0,
     "close_timeout": 5.0,
     "write_timeout": 20.0,
-    "inbox_size": 65_536,
+    "inbox_size": 32_768,
     "outbox_size": 65_536,
     "max_control_rate": 10_000,
     "message_view": False,
