@@ -43,7 +43,7 @@ logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _HELD_UP = 0.01  # seconds; an event loop that is later than that was held up
 _HEADERS = 4_096  # bytes that a read may have beside one message
-_TURN = 32_768  # bytes of messages, each counted with 128 more, after which others get their turn
+_TURN = 16_384  # bytes of messages, each counted with 128 more, after which others get their turn
 _WRITER_SIZE = 1_024  # bytes that a write buffer begins with where there are no pools
 _MISTAKES = (LocalProtocolError, TypeError, ValueError)  # the caller's
 _ids = itertools.count(1)

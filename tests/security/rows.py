@@ -286,7 +286,7 @@ ROWS = (
     Row(
         "C04",
         "A small message that inflates to a huge one, whole, in fragments, or many of them",
-        "Inflated by no more than one byte beyond `max_message_size`: 1009. Of many small ones, 32 KiB at a "
+        "Inflated by no more than one byte beyond `max_message_size`: 1009. Of many small ones, 16 KiB at a "
         "time; the rest waits as it came",
         "6455 §10.4",
     ),
@@ -389,7 +389,7 @@ ROWS = (
     Row(
         "R12",
         "Ten thousand frames, or a megabyte to unmask, in one burst",
-        "Other connections are served in between, after 32 KiB of messages, each counted with 128 bytes "
+        "Other connections are served in between, after 16 KiB of messages, each counted with 128 bytes "
         "more; [resources.md](resources.md) has the time that their echoes take",
     ),
     Row(
