@@ -16,6 +16,7 @@ from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSStream
 
 from anyio_ws import ClientConfig, Config, Conn, Handshake, broadcast, connect, frame_text
+from anyio_ws.framing import FRAGMENT
 from anyio_ws.testing import WireOracle, memory_stream_pair
 
 from ..support import BINARY, CLOSE, PING, PONG, TEXT, Peer, no_hang, nothing_left, settle
@@ -200,6 +201,7 @@ async def read_huge(peer: Peer) -> list[int]:
             assert frame.payload == b"still there?"
         else:
             assert frame.opcode == (0x0 if position else BINARY)
+            assert frame.fin or len(frame.payload) == FRAGMENT
             position, fin = position + len(frame.payload), frame.fin
     assert position == len(HUGE)
     return [position - each for each in pongs]
