@@ -1,6 +1,7 @@
 """Where a server accepts connections: listening sockets, and the file of a Unix socket.
 
-What is accepted is a plain socket where the event loop can watch one, and an AnyIO stream elsewhere.
+What is accepted is a plain socket where the event loop can watch one (:class:`SocketListener`), and an
+AnyIO stream elsewhere.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any, Protocol
 
 import anyio
 import anyio.abc
-from anyio.abc import AnyByteStream
+import anyio.lowlevel
+from anyio.abc import AnyByteStream, SocketAttribute
 
 from .config import Config
 from .poller import current_poller
-from .sockets import ConnectedSocket, SocketListener
+from .sockets import ConnectedSocket
+
+_FAIR = 32  # connections that are accepted before other tasks get their turn
 
 
 class Acceptor(Protocol):
@@ -69,6 +73,71 @@ def _directly(listener: Any) -> Acceptor:
     """Accept plain sockets from a listener where the event loop can watch them."""
     acceptor: Acceptor = SocketListener(listener) if current_poller().watches_sockets else listener
     return acceptor
+
+
+class SocketListener:
+    """Accepts plain sockets from a listening one.
+
+    :param listener: an AnyIO listener over a socket; it is closed with this one
+    """
+
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
+        self._socket: socket.socket = listener.extra(SocketAttribute.raw_socket)
+        self._poller = current_poller()
+        self._bell = self._poller.bell()
+        self._is_watched = False
+        self._accepted = 0  # since another task had its turn
+
+    async def accept(self) -> ConnectedSocket:
+        """Wait for a connection.
+
+        :raises OSError: when one cannot be accepted; the next call may well succeed
+        """
+        while True:
+            if self._accepted == _FAIR:
+                self._accepted = 0
+                await anyio.lowlevel.checkpoint()
+            try:
+                sock, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError):
+                await self._wait()
+                continue
+            self._accepted += 1
+            try:
+                return ConnectedSocket(sock, address)
+            except OSError:  # its peer is gone; on some systems that is an EINVAL, which is no fault of ours
+                with contextlib.suppress(OSError):
+                    sock.close()
+
+    async def _wait(self) -> None:
+        self._accepted = 0
+        if not self._is_watched:
+            self._is_watched = True
+            self._poller.begin()
+            self._poller.watch_readable(self._socket.fileno(), self._readable)
+        await self._bell.wait()
+
+    def _readable(self) -> None:
+        if self._bell.is_parked:
+            self._bell.ring()
+        else:  # nobody accepts now: there may be no place for another connection
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._poller.unwatch_readable(self._socket.fileno())
+            self._poller.end()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._unwatch()
+        await self._listener.aclose()
+
+    def extra(self, attribute: Any, default: Any) -> Any:
+        """Return a typed attribute of the listening socket."""
+        return self._listener.extra(attribute, default)
 
 
 class BoundPath:

@@ -22,6 +22,7 @@ from anyio.streams.tls import TLSStream
 from .buffers import BufferPool, BufferStatistics, ConnectionBuffers, MessageStorage
 from .config import ClientConfig
 from .conn import Conn
+from .connecting import connect_tcp, connect_unix
 from .deadlines import Deadlines
 from .deflate import accept, offer
 from .events import CloseCode, MessageType
@@ -38,7 +39,7 @@ from .handshake import (
 from .http11 import Headers, ResponseReader
 from .poller import current_poller
 from .protocol import Role, State
-from .sockets import ConnectedSocket, connect_tcp, connect_unix
+from .sockets import ConnectedSocket
 from .tasks import background
 from .tls import over_socket
 from .transport import Spawn, StreamTransport, Transport, receive_head

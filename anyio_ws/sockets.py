@@ -1,4 +1,4 @@
-"""Plain sockets, watched directly: the transport, the listener and the connecting for TCP and Unix sockets.
+"""Plain sockets, watched directly: the transport for TCP and Unix sockets.
 
 A :class:`SocketTransport` has no task. The event loop calls it when its socket can be read; it receives
 into a buffer that all sockets share, and its receiver deals with the bytes there and then. What is
@@ -11,36 +11,22 @@ Where the event loop cannot watch sockets (the proactor loop of Windows), AnyIO'
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from .deadlines import Deadline, Deadlines
 from .framing import end_of_frame
 from .lane import NO_LANE, Lane, SocketLane
-from .poller import current_poller
 from .transport import LINGER_BYTES, PIECE, READ_SIZE, Address, Receiver, add_soon, address_of, without_frames
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _FAULT = "what was received could not be dealt with; the connection is cut"
-_FAIR = 32  # connections that are accepted before other tasks get their turn
-_STAGGER = 0.25  # seconds before the next address is tried beside the last one (RFC 8305 §5)
-_FULL_BACKLOG_PAUSE = 0.01  # seconds; nothing tells when a Unix socket's backlog has room again
 _READS_AFTER_BREAKING = 64  # at most so many reads of what came before a socket broke
 _MOST_PARTS = 1_024  # that one call can send (IOV_MAX of Linux, macOS and the BSDs)
 _NO_FRAMES: list[bytes] = []  # of all transports that have none, and never changed
@@ -554,165 +540,3 @@ class SocketTransport(SocketLane):
 
 def _port_of(address: tuple[str, int]) -> int:
     return address[1]
-
-
-# --- accepting --------------------------------------------------------------------------------------
-
-
-class SocketListener:
-    """Accepts plain sockets from a listening one.
-
-    :param listener: an AnyIO listener over a socket; it is closed with this one
-    """
-
-    def __init__(self, listener: Any) -> None:
-        self._listener = listener
-        self._socket: socket.socket = listener.extra(SocketAttribute.raw_socket)
-        self._poller = current_poller()
-        self._bell = self._poller.bell()
-        self._is_watched = False
-        self._accepted = 0  # since another task had its turn
-
-    async def accept(self) -> ConnectedSocket:
-        """Wait for a connection.
-
-        :raises OSError: when one cannot be accepted; the next call may well succeed
-        """
-        while True:
-            if self._accepted == _FAIR:
-                self._accepted = 0
-                await anyio.lowlevel.checkpoint()
-            try:
-                sock, address = self._socket.accept()
-            except _RETRY:
-                await self._wait()
-                continue
-            self._accepted += 1
-            try:
-                return ConnectedSocket(sock, address)
-            except OSError:  # its peer is gone; on some systems that is an EINVAL, which is no fault of ours
-                with contextlib.suppress(OSError):
-                    sock.close()
-
-    async def _wait(self) -> None:
-        self._accepted = 0
-        if not self._is_watched:
-            self._is_watched = True
-            self._poller.begin()
-            self._poller.watch_readable(self._socket.fileno(), self._readable)
-        await self._bell.wait()
-
-    def _readable(self) -> None:
-        if self._bell.is_parked:
-            self._bell.ring()
-        else:  # nobody accepts now: there may be no place for another connection
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._is_watched:
-            self._is_watched = False
-            self._poller.unwatch_readable(self._socket.fileno())
-            self._poller.end()
-
-    async def aclose(self) -> None:
-        """Stop listening."""
-        self._unwatch()
-        await self._listener.aclose()
-
-    def extra(self, attribute: Any, default: Any) -> Any:
-        """Return a typed attribute of the listening socket."""
-        return self._listener.extra(attribute, default)
-
-
-# --- connecting -------------------------------------------------------------------------------------
-
-
-async def connect_tcp(host: str, port: int) -> ConnectedSocket:
-    """Connect to whichever of a host's addresses answers first (RFC 8305, "Happy Eyeballs").
-
-    :param host: host name or address
-    :param port: the TCP port
-    :raises OSError: when no address can be connected to; what was wrong with each is its cause
-
-    Cancellation: no socket stays open.
-    """
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = _by_turns([(family, address) for family, _, _, _, address in found])
-    errors: list[OSError] = []
-    connected: list[socket.socket] = []
-    try:
-        async with anyio.create_task_group() as tasks:
-
-            async def attempt(family: int, address: Any, failed: anyio.Event) -> None:
-                try:
-                    sock = await _connect(family, address)
-                except OSError as exc:
-                    errors.append(exc)
-                    failed.set()
-                else:
-                    connected.append(sock)
-                    tasks.cancel_scope.cancel()
-
-            for family, address in addresses:
-                failed = anyio.Event()
-                tasks.start_soon(attempt, family, address, failed)
-                with anyio.move_on_after(_STAGGER):
-                    await failed.wait()
-        if connected:
-            return ConnectedSocket(connected.pop(0), addresses[0][1] if len(addresses) == 1 else None)
-    finally:
-        for sock in connected:
-            sock.close()
-    raise _connect_error(host, port, errors)
-
-
-def _by_turns(addresses: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """Let the families take turns, the first one first (RFC 8305 §4)."""
-    first = [each for each in addresses if each[0] == addresses[0][0]]
-    others = [each for each in addresses if each[0] != addresses[0][0]]
-    pairs = zip_longest(first, others)
-    return [each for pair in pairs for each in pair if each is not None]
-
-
-def _connect_error(host: str, port: int, errors: list[OSError]) -> OSError:
-    """Tell what was wrong: the one error, or all of them under one."""
-    if len(errors) == 1:
-        return errors[0]
-    error = OSError(
-        errors[0].errno, f"{host} port {port}: none of {len(errors)} addresses accepts a connection"
-    )
-    error.__cause__ = ExceptionGroup("one error for each address", errors)
-    return error
-
-
-async def connect_unix(path: str | Path) -> ConnectedSocket:
-    """Connect to a Unix socket.
-
-    :raises OSError: when that is not possible
-
-    Cancellation: no socket stays open.
-    """
-    return ConnectedSocket(await _connect(socket.AF_UNIX, os.fspath(path)), os.fspath(path))
-
-
-async def _connect(family: int, address: Any) -> socket.socket:
-    """Connect one socket, and return it; it is closed when that fails.
-
-    :raises OSError: when the address cannot be connected to
-    """
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        code = sock.connect_ex(address)
-        while code == errno.EAGAIN:
-            await anyio.sleep(_FULL_BACKLOG_PAUSE)
-            code = sock.connect_ex(address)
-        if code == errno.EINPROGRESS:
-            await anyio.wait_writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code), address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -51,6 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sockets",
         "tls",
         "binding",
+        "connecting",
     ),
     ("handler", "inbox", "pings", "closing", "conn", "backlog", "broadcast"),
     ("link", "server", "client"),
