@@ -159,7 +159,7 @@ class Closable:
         self._discarding = True
         self.discard_messages()
         if self._protocol.error is not None:
-            self._finish_input()
+            self.finish_input()
         else:
             self._send_close(code, reason)
 
@@ -210,14 +210,14 @@ class Closable:
     def leave(self, code: int, reason: str) -> None:
         """Close because the application has returned: what it did not receive is discarded."""
         self.discard_messages()
-        self._finish_input()
+        self.finish_input()
         self._send_close(code, reason)
 
     def discard_messages(self) -> None:
         """Forget the messages that nobody will receive any more."""
         self._inbox.discard()
         if self._protocol.state is State.CLOSE_SENT:  # the peer's Close may be behind what we had no room for
-            self._read_on()
+            self.read_on()
 
     async def wait_gone(self) -> None:
         """Wait until the connection is gone and its transport closed."""
@@ -239,7 +239,7 @@ class Closable:
             is_client = self._protocol.role is Role.CLIENT
             self._leave(self._config.close_timeout, await_eof=is_client)
         elif state is State.CLOSE_SENT:
-            self._read_on()
+            self.read_on()
             self._end_by(self._config.close_timeout, self._close_timed_out)
         if state >= State.CLOSE_SENT:
             self._wake_writers()
@@ -263,7 +263,7 @@ class Closable:
             self._end[1].cancel()
         self._end = when, self._deadlines.call_later(timeout, callback)
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
         """Have more of what the peer sends be dealt with."""
         self._transport.resume()
 
@@ -280,11 +280,11 @@ class Closable:
             self._closing_moved()
             return
         if self._inbox.is_idle or self._discarding:
-            self._finish_input()
+            self.finish_input()
         else:
-            self._answer = self._deadlines.call_later(self._config.close_timeout, self._finish_input)
+            self._answer = self._deadlines.call_later(self._config.close_timeout, self.finish_input)
 
-    def _finish_input(self) -> None:
+    def finish_input(self) -> None:
         """Answer what ended the input, once the messages before it are dealt with (or never will be)."""
         if self._is_gone or self._protocol.state is State.CLOSED or self._leaving:
             return

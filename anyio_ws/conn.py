@@ -23,6 +23,7 @@ import anyio
 from anyio import TypedAttributeSet, typed_attribute
 from anyio.abc import ObjectStream
 
+from . import views
 from .buffers import BufferPool, ConnectionBuffers, MessageStorage
 from .closing import Closable, ConnectionEnded, ConnectionShut
 from .config import ClientConfig, Config
@@ -36,7 +37,6 @@ from .inbox import Hook, Inbox
 from .pings import Pings
 from .protocol import Move, Protocol, Role, State, masking_key
 from .transport import READ_MOST, READ_SIZE, Address, Transport, without_frames
-from .views import Views
 from .write_buffer import WriteBuffer
 
 logger: logging.Logger = logging.getLogger("anyio_ws")
@@ -84,7 +84,6 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         "_next_ping",
         "_pings",
         "_subprotocol",
-        "_views",
         "id",
     )
 
@@ -98,7 +97,6 @@ class Conn(Closable, ObjectStream["str | bytes"]):
     ) -> None:
         self.id: int = next(_ids)
         self._buffers = buffers
-        self._views = Views(buffers)
         protocol = Protocol(
             role,
             max_message_size=config.max_message_size,
@@ -107,8 +105,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
             view=config.message_view,
             turn=self._turn,
         )
-        forget = self._views.give_back
-        inbox = Inbox(transport, deadlines.poller, config.inbox_size, self._control, forget, self._read_on)
+        inbox = Inbox(transport, deadlines.poller, config.inbox_size, self, buffers)
         super().__init__(protocol, transport, inbox, deadlines, config)
         self._lane = transport.lane
         transport.receiver = self
@@ -416,7 +413,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
             message = await self._next()
             if message.type <= MessageType.BINARY:
                 if isinstance(message.data, memoryview):
-                    message = self._views.keep(message)
+                    message = views.keep(message, self._buffers)
                     assert not isinstance(message.data, memoryview)
                 return message.data
 
@@ -431,7 +428,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         Raises and is cancelled like :meth:`receive`.
         """
         with anyio.move_on_after(timeout):
-            return self._views.keep(await self._next())
+            return views.keep(await self._next(), self._buffers)
         return None
 
     async def __anext__(self) -> str | bytes:
@@ -449,7 +446,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
             raise LocalProtocolError("the opening handshake is not done")
         message = await self._inbox.get()
         if message is None:
-            self._finish_input()
+            self.finish_input()
             raise self._closed_error(sending=False)
         return message
 
@@ -462,8 +459,8 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         Raises what *hook* raises; the end of the connection does not raise.
         """
         if self._config.message_view:
-            hook, by_data = partial(self._views.call, hook, by_data), False
-        return self._inbox.dispatch_all(hook, by_data, self._finish_input)
+            hook, by_data = partial(views.call, hook, by_data, self._buffers), False
+        return self._inbox.dispatch_all(hook, by_data)
 
     # --- what the two ends and the transport call ---------------------------------------------------
 
@@ -497,7 +494,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         if early:
             self.data_received(early)
         if not self._inbox.ended and not self._inbox.is_full:
-            self._read_on()
+            self.read_on()
 
     def _build_codec(self) -> tuple[Deflater, Inflater] | None:
         if self._compression is None or self._config.compression is None:
@@ -514,15 +511,15 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         elif protocol.rest:
             self._transport.pause()
             if not self._inbox.is_full:
-                self._read_on()
+                self.read_on()
 
     def put_off(self, rest: bytes) -> None:
         """Keep received bytes that the fast lane's reader has not looked at, and read no more."""
         self._protocol.rest = rest
         self._transport.pause()
-        self._read_on()
+        self.read_on()
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
         """Have more of what the peer sends be dealt with: first what was read, which has its turn."""
         if not self._protocol.rest:
             self._transport.resume()
@@ -558,7 +555,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         if protocol.input_ended and not self._input_ended:
             self._end_input()
 
-    def _control(self, message: Message) -> bool:
+    def control_received(self, message: Message) -> bool:
         """Do what RFC 6455 §5.5 asks for, unless the application does; tell whether it does."""
         assert isinstance(message.data, bytes)
         if self._pings.come_too_fast():

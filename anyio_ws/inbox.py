@@ -18,14 +18,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 import anyio.lowlevel
 
+from .buffers import ConnectionBuffers
 from .events import Message, MessageType
 from .poller import Bell, Poller
 from .transport import Transport
+from .views import give_back
 
 Hook = Callable[[Any], Any]
 
@@ -37,15 +39,44 @@ _OVER: Final = object()
 _EMPTY: deque[Message] = deque()  # of all connections whose messages never had to wait
 
 
+class Owner(Protocol):
+    """What an inbox asks of the connection whose messages it has."""
+
+    def control_received(self, message: Message) -> bool:
+        """Deal with a control frame; tell whether the application gets it as well."""
+
+    def read_on(self) -> None:
+        """Have more be read: there is room again."""
+
+    def finish_input(self) -> None:
+        """Answer what has ended the input: the hooks have had all that came before it."""
+
+
+class _Nobody:
+    """Who owns the inbox of a connection that is gone."""
+
+    def control_received(self, message: Message) -> bool:
+        return False
+
+    def read_on(self) -> None:
+        """There is nothing more to read."""
+
+    def finish_input(self) -> None:
+        """There is nobody to answer."""
+
+
+_NOBODY = _Nobody()
+
+
 class Inbox:
     """The received messages of one connection.
 
     :param transport: paused while too much waits
     :param poller: that of the event loop
     :param size: bytes that may wait; reading goes on when half of them are gone
-    :param control: deals with a control frame, and tells whether the application gets it as well
-    :param forget: called with each message that nobody gets
-    :param read_on: called when there is room again
+    :param owner: the connection, which must not wait for the garbage collector because of that
+    :param buffers: where messages that are views have their memory from, which goes back there when nobody
+        gets them
 
     :ivar ended: nothing more will come
     :ivar busy: a hook is at work
@@ -55,21 +86,19 @@ class Inbox:
 
     __slots__ = (
         "_bell",
+        "_buffers",
         "_by_data",
         "_bytes",
-        "_call",
         "_context",
-        "_control",
         "_discards",
         "_error",
-        "_forget",
         "_hook",
         "_hook_bell",
         "_is_asked",
         "_lane",
+        "_owner",
         "_poller",
         "_queue",
-        "_read_on",
         "_served",
         "_short_cut",
         "_size",
@@ -87,9 +116,8 @@ class Inbox:
         transport: Transport,
         poller: Poller,
         size: int,
-        control: Callable[[Message], bool],
-        forget: Callable[[Message], object],
-        read_on: Callable[[], object],
+        owner: Owner,
+        buffers: ConnectionBuffers | None = None,
     ) -> None:
         self.ended: bool = False
         self.busy: bool = False
@@ -98,14 +126,13 @@ class Inbox:
         self._lane = transport.lane
         self.is_direct: bool = transport.is_direct
         self._size = size
-        self._control = control
+        self._owner = owner
+        self._buffers = buffers
         self._discards = False
-        self._forget = forget
-        self._read_on = read_on
         self._queue = _EMPTY
         self._bytes = 0
         self._poller = poller
-        self._bell = poller.bell()  # for who asks
+        self._bell: Bell | None = None  # for who asks
         self._is_asked = False
         self._served = 0  # messages since another task had its turn
         # Hooks: who calls them, and the one that has begun elsewhere and went to sleep, or failed.
@@ -114,7 +141,6 @@ class Inbox:
         self._hook_bell: Bell  # for who calls them; apart, because a hook may ask
         self._task: Any = None
         self._context: Context  # for what is called in the place of the task
-        self._call: Callable[..., Any]  # calls in that context what the task calls itself
         self._short_cut = False
         self._sleeping: tuple[Any, Any] | None = None
         self._error: BaseException | None = None
@@ -173,10 +199,10 @@ class Inbox:
     def _keep(self, messages: Iterable[Message]) -> None:
         """Keep messages until they are asked for."""
         for message in messages:
-            if message.type > _LAST_DATA and not self._control(message):
+            if message.type > _LAST_DATA and not self._owner.control_received(message):
                 continue
             if self._discards:
-                self._forget(message)
+                give_back(message, self._buffers)
             else:
                 if self._queue is _EMPTY:
                     self._queue = deque()
@@ -188,7 +214,7 @@ class Inbox:
         hook, steps = self._hook, self._poller.steps
         assert hook is not None
         for position, message in enumerate(messages):
-            if message.type > _LAST_DATA and not self._control(message):
+            if message.type > _LAST_DATA and not self._owner.control_received(message):
                 continue
             if not self._short_cut or (position and not self._hook_bell.is_parked):
                 self._short_cut = False
@@ -242,14 +268,13 @@ class Inbox:
     def release(self) -> None:
         """Let go of the connection, which is gone; what waits is still there to be had."""
         self.end()
-        self._control = _answer_nothing  # a bound method of whoever refers to us
-        self._read_on = _do_nothing
+        self._owner = _NOBODY  # who refers to us
 
     def discard(self) -> None:
         """Forget what waits and what is still to come: the application wants nothing more."""
         self._discards = True
         for message in self._queue:
-            self._forget(message)
+            give_back(message, self._buffers)
         self._queue.clear()
         self._bytes = 0
         self.end()
@@ -259,7 +284,8 @@ class Inbox:
 
         Whoever comes first takes what there is; the other finds nothing, and waits on.
         """
-        self._bell.ring()
+        if self._bell is not None:
+            self._bell.ring()
         if self._hook is not None:
             self._hook_bell.ring()
 
@@ -283,6 +309,8 @@ class Inbox:
                 if self.ended:
                     return None
                 self._served = 0
+                if self._bell is None:
+                    self._bell = self._poller.bell()
                 await self._bell.wait()
         finally:
             self._is_asked = False
@@ -300,16 +328,17 @@ class Inbox:
         """Have more be read."""
         if not self._transport.reading:
             self.resumptions += 1
-            self._read_on()
+            self._owner.read_on()
 
     # --- an application that is called ------------------------------------------------------------
 
-    async def dispatch_all(self, hook: Hook, by_data: bool, finish: Callable[[], None]) -> None:
+    async def dispatch_all(self, hook: Hook, by_data: bool) -> None:
         """Call a hook for each message, one at a time and in order, until there will be none.
+
+        While a connection is idle this is what is on its task's stack, with all that its names refer to.
 
         :param hook: takes a message
         :param by_data: it takes the message's data instead
-        :param finish: called when all has been dealt with
         :raises anyio.BusyResourceError: when another task waits already
 
         Raises what the hook raises. Cancellation: reaches a hook that is at work.
@@ -319,7 +348,6 @@ class Inbox:
         self._hook_bell = self._poller.bell()
         self._hook, self._by_data = hook, by_data
         self._task, self._context = self._poller.current_task(), self._poller.context_of_task()
-        self._call = self._context.run if self._poller.steps else _call
         self.busy = False
         if self.is_direct:
             self._lane.arm(self, self._hook_bell, hook, by_data, self._task, self._context)
@@ -335,13 +363,11 @@ class Inbox:
                     if self._sleeping is None and self._error is None:
                         raise
                     cancelled = exc  # it came between the bell and us: the hook is to be told
-                sleeping = self._sleeping
                 if self._error is None:
-                    if sleeping is None:
+                    if self._sleeping is None:
                         continue
-                    if sleeping[1] is _NOT_BEGUN and self._call is _call and not (self._queue or cancelled):
-                        self._sleeping = None  # nothing but the hook is to be done, and nothing is special
-                        await sleeping[0]
+                    if not (self._poller.steps or self._queue or cancelled):
+                        await self._take_sleeping()  # nothing but the hook is to be done, nothing is special
                         self.busy = False
                         continue
                 await self._go_on(cancelled)
@@ -349,7 +375,13 @@ class Inbox:
             self._lane.disarm()
             self._hook, self._task = None, None
             self.busy = False
-        finish()
+        self._owner.finish_input()
+
+    def _take_sleeping(self) -> Any:
+        """Return what the hook has returned, for nobody but who awaits it to refer to."""
+        assert self._sleeping is not None
+        (awaitable, _), self._sleeping = self._sleeping, None
+        return awaitable
 
     async def _go_on(self, cancelled: BaseException | None) -> None:
         """Finish what has begun in our place: a hook that went to sleep, or failed."""
@@ -372,9 +404,13 @@ class Inbox:
         if not self._queue:
             self._poller.uncork()
 
+    def _run_in_context(self) -> Callable[..., Any]:
+        """Return what calls functions in the context of the hook, for the task that has it called."""
+        return self._context.run if self._poller.steps else _call
+
     async def _dispatch_queue(self, hook: Hook) -> None:
         """Call the hook for all that waits; the replies leave in one send."""
-        poller, run = self._poller, self._call
+        poller, run = self._poller, self._run_in_context()
         self._served = 0
         try:
             while self._queue:
@@ -406,7 +442,7 @@ class Inbox:
         """
         if type(awaitable) is not types.CoroutineType:
             awaitable = _await(awaitable)
-        run = self._call
+        run = self._run_in_context()
         try:
             if waits_for is _NOT_BEGUN:
                 waits_for = run(awaitable.send, None)
@@ -428,14 +464,6 @@ class Inbox:
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
-
-
-def _answer_nothing(message: Message) -> bool:
-    return False
-
-
-def _do_nothing() -> None:
-    """Read no more: the connection is gone."""
 
 
 async def _await(awaitable: Any) -> None:

@@ -20,6 +20,7 @@ import anyio.lowlevel
 import pytest
 
 from anyio_ws import Message, MessageType
+from anyio_ws.buffers import BufferPool, ConnectionBuffers, MessageStorage
 from anyio_ws.inbox import Inbox
 from anyio_ws.lane import NO_LANE
 from anyio_ws.poller import current_poller
@@ -73,23 +74,33 @@ class Wire:
 
 
 class Box:
-    """An inbox under test.
+    """An inbox under test, and the connection that owns it.
 
-    :ivar forgotten: the messages that nobody got
+    :ivar storage: what messages that are views have their memory from
+    :ivar finished: how often the hooks have had all
     """
 
     def __init__(self, size: int = 1_000_000, *, direct: bool = True) -> None:
         self.source = Source()
         self.source.is_direct = direct
-        self.forgotten: list[Message] = []
+        self.storage = MessageStorage(16, None, BufferPool(0, 0))
+        self.buffers = ConnectionBuffers(self.storage)
         transport: Any = self.source
-        self.inbox = Inbox(
-            transport, current_poller(), size, self._control, self.forgotten.append, self.source.resume
-        )
+        self.inbox = Inbox(transport, current_poller(), size, self, self.buffers)
         self.finished = 0
 
-    def _control(self, message: Message) -> bool:
+    def control_received(self, message: Message) -> bool:
         return message.type is MessageType.PING
+
+    def read_on(self) -> None:
+        self.source.resume()
+
+    def finish_input(self) -> None:
+        self.finished += 1
+
+    def view(self) -> Message:
+        """Return a message that is a view of a buffer."""
+        return Message(MessageType.BINARY, memoryview(self.buffers.take(16)))
 
     async def deliver(self, *data: str, then: Callable[[], object] = int) -> None:
         """Have text messages come in with one read, and let everybody go on."""
@@ -104,11 +115,7 @@ class Box:
 
     async def dispatch(self, hook: Callable[[Any], Any]) -> None:
         """Have a hook called until the end."""
-
-        def finish() -> None:
-            self.finished += 1
-
-        await self.inbox.dispatch_all(hook, True, finish)
+        await self.inbox.dispatch_all(hook, True)
 
 
 @contextlib.asynccontextmanager
@@ -150,6 +157,28 @@ async def test_async_hook_that_does_not_sleep_is_over_when_the_message_has_come_
     async with called(hook) as box:
         await box.deliver("one", then=lambda: seen.append("returned"))
     assert seen == (["returned", "one"] if is_trio() else ["one", "returned"])
+
+
+@ways
+@pytest.mark.parametrize("sleeps", [True, False])
+async def test_hook_that_is_over_is_kept_by_nobody_while_the_connection_is_idle(
+    direct: bool, sleeps: bool
+) -> None:
+    """What its names refer to would stay in memory until the next message, hours later maybe."""
+    calls: list[weakref.ref[Any]] = []
+
+    async def hook(data: str) -> None:
+        if sleeps:
+            await anyio.lowlevel.checkpoint()
+
+    def call(data: str) -> Any:
+        coroutine = hook(data)
+        calls.append(weakref.ref(coroutine))
+        return coroutine
+
+    async with called(call, direct=direct) as box:
+        await box.deliver("one")
+        assert [each() for each in calls] == [None]
 
 
 @on_asyncio
@@ -595,11 +624,32 @@ async def test_control_frames_are_dealt_with_where_they_come_in() -> None:
     assert not box.inbox.waiting
 
 
-async def test_discard_forgets_what_waits_and_what_comes() -> None:
-    """Every message that nobody gets is told to who must know, and the end has come."""
+async def test_discard_gives_back_what_waits_and_what_comes() -> None:
+    """The memory under every message that nobody gets is free again, and the end has come."""
     box = Box()
-    await box.deliver("one", "two")
+    waiting = box.view()
+    box.inbox.take([waiting])
+    assert box.storage.own_in_use == 1
     box.inbox.discard()
-    await box.deliver("three")
+    assert box.storage.own_in_use == 0
+    coming = box.view()
+    box.inbox.take([coming])
+    assert box.storage.own_in_use == 0
+    for message in (waiting, coming):
+        with pytest.raises(ValueError, match="released"):
+            len(message.data)
     assert await box.inbox.get() is None
-    assert [message.data for message in box.forgotten] == ["one", "two", "three"]
+
+
+async def test_what_waits_when_the_connection_has_gone_is_there_to_be_had_or_given_back() -> None:
+    """An inbox lets go of its connection, and of nothing that was received."""
+    box = Box()
+    box.inbox.take([Message(MessageType.TEXT, "one"), box.view()])
+    box.inbox.release()
+    assert box not in gc.get_referents(box.inbox)
+    message = await box.inbox.get()
+    assert message is not None
+    assert message.data == "one"
+    box.inbox.discard()
+    assert box.storage.own_in_use == 0
+    assert await box.inbox.get() is None
