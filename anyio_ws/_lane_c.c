@@ -22,6 +22,7 @@ enum { FRAGMENT = 65535 };     /* as in framing.py */
 enum { MOST_FRAGMENTS = 512 }; /* that are sent in one call; the system takes 1024 pieces */
 enum { COPY_MOST = 2048 };     /* a frame up to this size is put together on the stack */
 enum { PIECE = 65536 };        /* bytes that are gathered at most, as in transport.py */
+enum { BRIEF = 4096 };         /* a read of fewer bytes took little time, as in sockets.py */
 
 #define NAMES(X)                                                                                             \
     X(_readable) X(_receive_failed) X(_receive_raised) X(_receive_ended) X(_wait_to_send) X(_keep)           \
@@ -540,7 +541,7 @@ deliver(Lane *self, const State *state, PyObject *reader, Poller *poller, PyObje
 
 PyDoc_STRVAR(readable_doc,
 "readable($self, /)\n--\n\n"
-"Receive once, and deal with it; called whenever there is something.");
+"Receive once, and deal with it; return whether that was little. Called whenever there is something.");
 
 static PyObject *
 lane_readable(PyObject *op, PyObject *Py_UNUSED(nothing))
@@ -559,9 +560,9 @@ lane_readable(PyObject *op, PyObject *Py_UNUSED(nothing))
     const ssize_t size = recv(self->fd, poller->view.buf, (size_t)room, 0);
     if (size < 0) {
         if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
-            Py_RETURN_NONE;
+            Py_RETURN_FALSE;
         }
-        return none_or_raise(tell(op, state->names._receive_failed, take_system_error()));
+        return tell(op, state->names._receive_failed, take_system_error()) < 0 ? NULL : Py_NewRef(Py_False);
     }
     int status;
     if (size == 0) {
@@ -580,7 +581,7 @@ lane_readable(PyObject *op, PyObject *Py_UNUSED(nothing))
     if (status < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
         status = tell(op, state->names._receive_raised, take_raised());
     }
-    return none_or_raise(status);
+    return status < 0 ? NULL : PyBool_FromLong(size > 0 && size < BRIEF);
 }
 
 /* -- what goes out -- */
@@ -1118,6 +1119,7 @@ static PyType_Spec lane_spec = {
 
 enum { READ, WRITE, WAYS };
 enum { BATCH = 128 }; /* sockets that are dealt with before other tasks get their turn */
+enum { TRIES = 8 };   /* as in _lane_py.py */
 
 typedef struct {
     PyObject *callbacks[WAYS]; /* NULL for what is not watched */
@@ -1129,6 +1131,8 @@ typedef struct {
     int epoll;        /* -1 when closed */
     Watched *watched; /* by file descriptor */
     size_t size;
+    uint64_t likely; /* which socket is likely to be ready next, as an event's data */
+    int tries;       /* how often it may still be tried before the system is asked */
 } Watcher;
 
 static int
@@ -1288,12 +1292,12 @@ unwatch_writable(PyObject *op, PyObject *fd)
     return set_callback((Watcher *)op, fd, WRITE, NULL);
 }
 
-/* Call what watches a socket for an event, unless it was taken back a moment ago. */
+/* Call what watches a socket, unless it was taken back a moment ago; return whether it found little to do. */
 static int
-call_back(Watcher *self, const State *state, const struct epoll_event *event, int way)
+call_back(Watcher *self, const State *state, uint64_t data, int way)
 {
-    const uint32_t fd = (uint32_t)event->data.u64;
-    if (fd >= self->size || self->watched[fd].generation != event->data.u64 >> 32
+    const uint32_t fd = (uint32_t)data;
+    if (fd >= self->size || self->watched[fd].generation != data >> 32
         || self->watched[fd].callbacks[way] == NULL) {
         return 0;
     }
@@ -1306,12 +1310,12 @@ call_back(Watcher *self, const State *state, const struct epoll_event *event, in
         Py_XDECREF(raised);
     }
     Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
+    return result == NULL ? -1 : result == Py_True;
 }
 
 PyDoc_STRVAR(call_all_doc,
 "call_all($self, /)\n--\n\n"
-"Call what watches the sockets that are ready.");
+"Call what watches the sockets that are ready; what a callback raises is logged.");
 
 static PyObject *
 watcher_call_all(PyObject *op, PyTypeObject *defining, PyObject *const *Py_UNUSED(args), Py_ssize_t given,
@@ -1327,15 +1331,29 @@ watcher_call_all(PyObject *op, PyTypeObject *defining, PyObject *const *Py_UNUSE
     if (self->epoll < 0) {
         Py_RETURN_NONE;
     }
+    if (self->tries > 0) {
+        self->tries--;
+        const int was_brief = call_back(self, state, self->likely, READ);
+        if (was_brief || self->epoll < 0) {
+            return none_or_raise(was_brief);
+        }
+    }
+    self->tries = 0;
     const int count = epoll_wait(self->epoll, events, BATCH, 0);
     if (count < 0 && errno != EINTR) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     for (int i = 0; i < count; i++) {
         /* An error or a hang-up is for both ways: what is tried then will tell. */
-        if (((events[i].events & ~(uint32_t)EPOLLOUT) && call_back(self, state, &events[i], READ) < 0)
-            || ((events[i].events & ~(uint32_t)EPOLLIN) && call_back(self, state, &events[i], WRITE) < 0)) {
+        const uint64_t data = events[i].data.u64;
+        const int was_brief = events[i].events & ~(uint32_t)EPOLLOUT ? call_back(self, state, data, READ) : 0;
+        if (was_brief < 0
+            || ((events[i].events & ~(uint32_t)EPOLLIN) && call_back(self, state, data, WRITE) < 0)) {
             return NULL;
+        }
+        if (was_brief && count == 1) {
+            self->likely = data;
+            self->tries = TRIES;
         }
     }
     Py_RETURN_NONE;

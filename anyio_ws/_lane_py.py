@@ -13,6 +13,7 @@ from typing import Any
 logger: logging.Logger = logging.getLogger("anyio_ws")
 
 Callback = Callable[[], object]
+_TRIES = 8  # as in _lane_c.c
 _COMPLAINT = "a socket's callback failed"
 
 
@@ -75,16 +76,19 @@ class SocketLane(NoLane):
         "receiver",
     )
 
-    def readable(self) -> None:
-        """Receive once; called whenever there is something."""
-        self._readable()
+    def readable(self) -> bool:
+        """Receive once; return whether that was little. Called whenever there is something."""
+        return self._readable()
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
         raise NotImplementedError
 
 
 class Watcher:
     """Holds sockets in one selector, and calls what watches those that are ready.
+
+    Where one socket was ready alone, and there was little to do, it is likely to be the next one: so it
+    is tried a few times before the system is asked which ones are ready.
 
     The one that is built is for Linux, and does all of :meth:`call_all` in C.
     """
@@ -93,6 +97,8 @@ class Watcher:
         self._selector: Any = selectors.DefaultSelector()  # None when closed
         # For each file descriptor what to call: the first for reading, the second for writing.
         self._watched: dict[int, list[Callback | None]] = {}
+        self._likely: list[Callback | None] = []  # the callbacks of the socket that is likely to be next
+        self._tries = 0  # how often it may still be tried
 
     def fileno(self) -> int:
         """Return the file descriptor that can be read when a socket is ready."""
@@ -136,16 +142,28 @@ class Watcher:
 
     def call_all(self) -> None:
         """Call what watches the sockets that are ready; what a callback raises is logged."""
+        if self._tries > 0:
+            self._tries -= 1
+            if self._call(self._likely[0]):
+                return
+        self._tries = 0
         ready = self._selector.select(0) if self._selector is not None else []
         for key, events in ready:
             callbacks: list[Callback | None] = key.data
-            for which, event in enumerate((selectors.EVENT_READ, selectors.EVENT_WRITE)):
-                callback = callbacks[which]  # it may have been taken back a moment ago
-                if events & event and callback is not None:
-                    try:
-                        callback()
-                    except Exception:
-                        logger.exception(_COMPLAINT)
+            # Either may have been taken back a moment ago, so it is looked up as late as possible.
+            was_brief = bool(events & selectors.EVENT_READ) and self._call(callbacks[0])
+            if events & selectors.EVENT_WRITE:
+                self._call(callbacks[1])
+            if was_brief and len(ready) == 1:
+                self._likely, self._tries = callbacks, _TRIES
+
+    def _call(self, callback: Callback | None) -> bool:
+        """Call back; return whether there was little to do."""
+        try:
+            return callback is not None and callback() is True
+        except Exception:
+            logger.exception(_COMPLAINT)
+            return False
 
     def close(self) -> None:
         """End it; from now on nothing is watched."""
@@ -153,6 +171,7 @@ class Watcher:
             self._selector.close()
             self._selector = None
             self._watched.clear()
+            self._likely, self._tries = [], 0
 
 
 def complain(error: Exception) -> None:

@@ -26,7 +26,7 @@ from anyio.lowlevel import RunVar
 
 from .lane import PollerLane, Watcher
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 _READ_SIZE = 262_144
 _HAS_FILENO = hasattr(selectors.DefaultSelector, "fileno")  # else a selector cannot be watched itself
 
@@ -105,7 +105,11 @@ class Poller(Protocol):
         """Note that a socket is closed; none of its callbacks is left."""
 
     def watch_readable(self, fd: int, callback: Callback) -> None:
-        """Call a function whenever a socket can be read, until :meth:`unwatch_readable`."""
+        """Call a function whenever a socket can be read, until :meth:`unwatch_readable`.
+
+        It may be called when there is nothing. It returns ``True`` when there was little to do: the same
+        socket may then be tried a few times before others.
+        """
 
     def unwatch_readable(self, fd: int) -> None:
         """End :meth:`watch_readable`."""

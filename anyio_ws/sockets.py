@@ -28,6 +28,7 @@ logger: logging.Logger = logging.getLogger("anyio_ws")
 
 _FAULT = "what was received could not be dealt with; the connection is cut"
 _READS_AFTER_BREAKING = 64  # at most so many reads of what came before a socket broke
+_BRIEF = 4_096  # bytes; a read of fewer took little time, as in _lane_c.c
 _MOST_PARTS = 1_024  # that one call can send (IOV_MAX of Linux, macOS and the BSDs)
 _NO_FRAMES: list[bytes] = []  # of all transports that have none, and never changed
 _TCP = (socket.AF_INET, socket.AF_INET6)
@@ -188,19 +189,20 @@ class SocketTransport(SocketLane):
             self._is_watched = False
             self._poller.unwatch_readable(self._fd)
 
-    def _readable(self) -> None:
-        """Receive once, whatever comes."""
+    def _readable(self) -> bool:
+        """Receive once, whatever comes; return whether that was little."""
         if not self.reading:  # a pause is often over before there is anything
             self._unwatch()
-            return
+            return False
         try:
             size = self._socket.recv_into(self._poller.buffer, self.read_size)
         except _RETRY:
-            return
+            return False
         except OSError as exc:
             self._receive_failed(exc)
-            return
+            return False
         self._guard(self._deal_with, size)
+        return 0 < size < _BRIEF
 
     def _deal_with(self, size: int) -> None:
         """Deal with what one read has brought into the buffer."""

@@ -72,9 +72,9 @@ class WithLane(SocketTransport):
         super().__init__(*arguments, **limits)
         self.left: list[str] = []
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
         self.left.append("read")
-        super()._readable()
+        return super()._readable()
 
     def write(self, data: bytes) -> None:
         self.left.append("write")
@@ -1134,6 +1134,20 @@ async def test_wrong_arguments_are_errors_that_name_what_is_needed() -> None:
         await ends.call(lambda data: ends.conn.write_nowait(data))
         await ends.get(*texts("on"))
         assert (ends.frames(), ends.transport.left) == (texts("on"), [])
+
+
+@ways
+async def test_reading_tells_whether_it_took_little(way: str) -> None:
+    """Fewer than 4,096 bytes are little; more are not, nor is the end, nor nothing."""
+    async with opened(way) as ends:
+        for size, was_little in ((1, True), (4_095, True), (4_096, False), (5_000, False)):
+            frame = ends.build(TEXT, b"a" * (size if size < 126 else size - 8))
+            ends.peer.send(frame)
+            assert ends.transport.readable() is was_little
+        assert [len(await ends.conn.receive()) for _ in range(4)] == [1, 4_087, 4_088, 4_992]
+        assert ends.transport.readable() is False
+        ends.peer.close()
+        assert ends.transport.readable() is False
 
 
 async def test_lane_that_was_never_made_ready_does_nothing(lane_c: ModuleType) -> None:

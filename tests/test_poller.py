@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from anyio_ws import _lane_py, lane
 from anyio_ws.poller import current_poller
 
 from .memory import on_asyncio, settle
@@ -107,6 +108,100 @@ async def test_watching_tells_of_readiness_until_it_is_taken_back() -> None:
         await settle()
         assert calls == ["a", "b", "room"]
         poller.unwatch_readable(ours.fileno())
+
+
+@pytest.fixture(params=[lane.Watcher, _lane_py.Watcher], ids=["in use", "python"])
+def trial(request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """Watch the sockets "a" and "b"."""
+    with Trial(request.param()) as trial:
+        yield trial
+
+
+class Trial:
+    """Two sockets that are watched; what is called notes it, and says that it was little.
+
+    :ivar calls: which ones were called
+    :ivar empty: those that find nothing
+    """
+
+    def __init__(self, watcher: lane.Watcher) -> None:
+        self.watcher = watcher
+        self.calls: list[str] = []
+        self.empty: set[str] = set()
+        self.pairs = {name: socket.socketpair() for name in "ab"}
+
+    def __enter__(self) -> Trial:
+        for name, (sock, _) in self.pairs.items():
+            self.watcher.watch_readable(sock.fileno(), partial(self._called, name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watcher.close()
+        for pair in self.pairs.values():
+            for sock in pair:
+                sock.close()
+
+    def _called(self, name: str) -> bool:
+        self.calls.append(name)
+        return name not in self.empty
+
+    def make_ready(self, name: str) -> None:
+        self.pairs[name][1].send(b".")
+
+    def unwatch(self, name: str) -> None:
+        self.watcher.unwatch_readable(self.pairs[name][0].fileno())
+
+    def call_all(self) -> list[str]:
+        """Return who is called."""
+        self.calls.clear()
+        self.watcher.call_all()
+        return sorted(self.calls)
+
+
+def test_socket_that_is_always_ready_keeps_another_waiting_for_eight_turns(trial: Trial) -> None:
+    """It is tried without asking the system eight times at most, and not while others are ready as well."""
+    trial.make_ready("a")
+    assert trial.call_all() == ["a"]
+    trial.make_ready("b")
+    assert [trial.call_all() for _ in range(10)] == [*[["a"]] * 8, ["a", "b"], ["a", "b"]]
+
+
+def test_socket_that_is_likely_to_be_ready_and_is_not_keeps_nobody_waiting(trial: Trial) -> None:
+    """When it finds nothing the system is asked in the same turn."""
+    trial.make_ready("a")
+    trial.call_all()
+    trial.pairs["a"][0].recv(1)
+    trial.empty = {"a"}
+    trial.make_ready("b")
+    assert trial.call_all() == ["a", "b"]
+    assert trial.call_all() == ["b"]
+
+
+def test_socket_with_much_to_do_is_not_tried_before_others(trial: Trial) -> None:
+    """Who does not say that it was little has no turn of its own."""
+    trial.empty = {"a"}
+    trial.make_ready("a")
+    assert trial.call_all() == ["a"]
+    trial.make_ready("b")
+    assert trial.call_all() == ["a", "b"]
+
+
+def test_socket_that_is_not_watched_any_more_is_not_tried(trial: Trial) -> None:
+    """Nor is one that a new socket has got the file descriptor of, nor any when the watcher is closed."""
+    trial.make_ready("a")
+    trial.call_all()
+    trial.unwatch("a")
+    assert trial.call_all() == []
+    trial.make_ready("b")
+    trial.call_all()
+    trial.pairs["b"][0].recv(1)
+    trial.unwatch("b")
+    trial.watcher.watch_readable(trial.pairs["b"][0].fileno(), lambda: trial.calls.append("another's"))
+    assert trial.call_all() == []
+    trial.make_ready("b")
+    trial.call_all()
+    trial.watcher.close()
+    assert trial.call_all() == []
 
 
 async def test_watching_calls_nobody_who_has_gone_in_the_same_moment(
