@@ -12,9 +12,8 @@ import anyio
 
 from .conn import Conn
 from .events import build_close
-from .exceptions import LocalProtocolError
+from .exceptions import ConnectionClosed, LocalProtocolError
 from .framing import Frame, frame_bin, frame_text
-from .protocol import State
 
 
 def broadcast(
@@ -44,10 +43,10 @@ def broadcast(
         message = frame_text(message) if isinstance(message, str) else frame_bin(message)
     missed: list[Conn] = []
     for conn in conns:
-        if conn.state in (State.CLOSE_SENT, State.CLOSED):
-            continue
         try:
             conn.write_nowait(message)
+        except ConnectionClosed:  # to ask each one before would cost as much as the writing
+            pass
         except anyio.WouldBlock:
             missed.append(conn)
             if close_code is not None:

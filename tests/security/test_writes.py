@@ -369,6 +369,19 @@ async def test_broadcast_frames_once_and_passes_over_the_closed() -> None:
             await peer.expect(TEXT, b"prepared")
 
 
+@every_way
+async def test_broadcast_passes_over_who_was_closed_for_being_slow(way: str) -> None:
+    """It is told once, though its outbox stays full."""
+    app: list[Any] = []
+    async with arena(way, Holder, app, Config(outbox_size=1_000, ping_interval=None)) as place:
+        conn, _ = await open_pair(place, app)
+        while not (missed := broadcast([conn], bytes(100_000), close_code=1013)):
+            pass
+        assert missed == [conn]
+        assert conn._transport.full
+        assert broadcast([conn], "news", close_code=1013) == []
+
+
 async def test_broadcast_leaves_out_who_is_inside_a_fragmented_message() -> None:
     """Between fragments nothing may stand; the caller is told who missed the message."""
     app: list[Any] = []
