@@ -178,19 +178,23 @@ NO_TOOLS = Tools()
 class Session(Protocol):
     """What runs one connection: a handler with its hooks, or a function.
 
-    :ivar manual: the control frames that are handed over and not answered for it
     :ivar hooked: whether it is told of messages, and so is known to be at work before the first
-    :ivar hears_close: whether it is told that the connection is gone
     """
 
-    manual: frozenset[MessageType]
     hooked: bool
-    hears_close: bool
+
+    @property
+    def manual(self) -> frozenset[MessageType]:
+        """The control frames that are handed over and not answered for it."""
+
+    @property
+    def hears_close(self) -> bool:
+        """Whether it is told that the connection is gone."""
 
     async def begin(self) -> None:
         """Tell the user's code that the connection is open; raises whatever it raises."""
 
-    def run(self, conn: Any) -> Awaitable[None]:
+    def run(self, conn: Any) -> Awaitable[object]:
         """Deal with the connection until it ends; raises whatever the user's code raises."""
 
     async def close(self) -> None:
@@ -244,6 +248,7 @@ class _HandlerSession:
     """A handler and the connection that it handles."""
 
     hooked = True
+    __slots__ = ("_app", "_handler", "_hooks", "_scratch")
 
     def __init__(self, handler: Any, app: object, scratch: BufferPool | None) -> None:
         self._handler = handler
@@ -251,8 +256,14 @@ class _HandlerSession:
         self._scratch = scratch
         kind: type = type(handler)
         self._hooks = hooks_of(kind)
-        self.manual = self._hooks.manual
-        self.hears_close = "close" in self._hooks.parameters
+
+    @property
+    def manual(self) -> frozenset[MessageType]:
+        return self._hooks.manual
+
+    @property
+    def hears_close(self) -> bool:
+        return "close" in self._hooks.parameters
 
     async def begin(self) -> None:
         await self._hooks.after_init(self._handler, self._app)
@@ -270,6 +281,8 @@ class _HandlerSession:
 
 class _BlockingSession(_HandlerSession):
     """A handler whose ``def`` hooks run in worker threads."""
+
+    __slots__ = ("_threads",)
 
     def __init__(self, handler: Any, app: object, scratch: BufferPool | None, threads: ThreadPool) -> None:
         super().__init__(handler, app, scratch)
@@ -308,6 +321,9 @@ def _call_with_scratch_here(
     return None  # a context of the scratch has swallowed what the hook raised
 
 
+_NO_ARGUMENTS: dict[str, object] = {}
+
+
 class FunctionFactory:
     """Runs connections with one function, which receives and writes as it likes.
 
@@ -332,6 +348,7 @@ class _FunctionSession:
     manual: frozenset[MessageType] = frozenset()
     hooked = False
     hears_close = False
+    __slots__ = ("_arguments", "_function")
 
     def __init__(self, function: Callable[..., Awaitable[object]], arguments: dict[str, object]) -> None:
         self._function = function
@@ -340,8 +357,11 @@ class _FunctionSession:
     async def begin(self) -> None:
         """There is nothing to tell: the function begins with the connection."""
 
-    async def run(self, conn: Any) -> None:
-        await self._function(**self._arguments)
+    def run(self, conn: Any) -> Awaitable[object]:
+        # What this returns is awaited as long as the connection lives, and has the arguments from now on.
+        running = self._function(**self._arguments)
+        self._arguments = _NO_ARGUMENTS
+        return running
 
     async def close(self) -> None:
         """There is nobody to tell: the function has returned."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -390,6 +391,22 @@ async def test_function_may_be_an_object_or_a_partial() -> None:
     for each in (Function(), functools.partial(function, 1)):
         await (await FunctionFactory(each)(**ARGUMENTS)).run("the connection")
     assert got == ["the connection", (1, "the connection")]
+
+
+async def test_function_runs_with_nothing_of_ours_around_it() -> None:
+    """Its coroutine is what is awaited as long as the connection lives, and alone has its arguments."""
+
+    async def function(conn: object) -> None:
+        del conn
+        assert reference() is None
+
+    conn: set[object] = set()
+    reference = weakref.ref(conn)
+    session = await FunctionFactory(function)(handshake=None, conn=conn, app=None)
+    running: Any = session.run(conn)
+    del conn
+    assert running.cr_code is function.__code__
+    await running
 
 
 def test_function_with_an_unknown_parameter_is_a_type_error() -> None:
