@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from anyio import TypedAttributeSet, typed_attribute
@@ -63,6 +63,19 @@ class WebSocketAttribute(TypedAttributeSet):
 _ATTRIBUTES = tuple(WebSocketAttribute.__annotations__)
 
 
+class _Silence(NamedTuple):
+    """What has followed a keepalive Ping so far: nothing.
+
+    :ivar signs: how many signs of life there had been when it was sent
+    :ivar until: when there must be another
+    :ivar is_extended: whether the peer was given longer
+    """
+
+    signs: int
+    until: float
+    is_extended: bool = False
+
+
 class Conn(Closable, ObjectStream["str | bytes"]):
     """A WebSocket connection.
 
@@ -76,14 +89,15 @@ class Conn(Closable, ObjectStream["str | bytes"]):
 
     __slots__ = (
         "_buffers",
-        "_checks",
         "_compression",
         "_eof",
         "_has_turn",
         "_lane",
-        "_next_ping",
+        "_ping_due",
         "_pings",
+        "_silence",
         "_subprotocol",
+        "_tick",
         "id",
     )
 
@@ -115,9 +129,9 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         self._has_turn = False  # it is to come
         self._eof = False  # it comes after what was not looked at yet
         self._pings = Pings(deadlines.poller.time, config.max_control_rate)
-        self._next_ping: Deadline | None = None
-        # For each keepalive Ping: whether it was followed by anything.
-        self._checks: tuple[tuple[bytes, Deadline], ...] = ()
+        self._tick: Deadline | None = None  # when the keepalive has something to do
+        self._ping_due = -math.inf  # the first tick is for a Ping
+        self._silence: _Silence | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.state.name}>"
@@ -490,7 +504,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
             key = masking_key if self._protocol.role is Role.CLIENT else None
             self._lane.attach(self._protocol.reader, key, WHOLE)
         if self._config.ping_interval is not None:
-            self._next_ping = self._deadlines.call_later(self._config.ping_interval, self._send_keepalive)
+            self._tick = self._deadlines.call_later(self._config.ping_interval, self._keep_alive)
         if early:
             self.data_received(early)
         if not self._inbox.ended and not self._inbox.is_full:
@@ -591,22 +605,27 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         while self._protocol.rest and not self._inbox.is_full:
             self.catch_up()
         super().connection_lost(error)
-        for deadline in (self._next_ping, *(check for _, check in self._checks)):
-            if deadline is not None:
-                deadline.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
         self._pings.release()
 
     # --- keepalive --------------------------------------------------------------------------------
 
-    def _send_keepalive(self) -> None:
-        """Send a Ping; the peer must give a sign of life before ``ping_timeout`` is over."""
+    def _keep_alive(self) -> None:
+        """Judge the silence after a Ping, or send the next one, whichever is due."""
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
-        if not self._protocol.can(Move.SEND) or interval is None:
-            return
-        ping, due = self._pings.keep_alive(), self._deadlines.poller.loop_time() + timeout
-        self._transport.write_soon(self._protocol.send_ping(ping))
-        self._check_later(timeout, ping, self._signs_of_life(), due)
-        self._next_ping = self._deadlines.call_later(interval, self._send_keepalive)
+        now = self._deadlines.poller.loop_time()
+        if self._silence is not None and now >= self._silence.until:
+            self._silence = self._judge(self._silence, now)
+        if interval is None or not self._protocol.can(Move.SEND):
+            self._ping_due = math.inf
+        elif now >= self._ping_due:
+            self._transport.write_soon(self._protocol.send_ping(self._pings.keep_alive()))
+            self._silence = self._begin_silence(now + timeout)
+            self._ping_due = now + interval
+        next_due = min(self._ping_due, math.inf if self._silence is None else self._silence.until)
+        if next_due < math.inf:
+            self._tick = self._deadlines.call_later(next_due - now, self._keep_alive)
 
     def _signs_of_life(self) -> int:
         """Count what tells that the peer lives: what was read, and what it took of what had to wait.
@@ -615,24 +634,26 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         """
         return self._transport.reads + self._inbox.resumptions + self._transport.taken
 
-    def _check_later(self, seconds: float, ping: bytes, signs: int, due: float) -> None:
-        check = partial(self._check_keepalive, ping, signs, due)
-        self._checks = *self._checks, (ping, self._deadlines.call_later(seconds, check))
+    def _begin_silence(self, until: float) -> _Silence:
+        """Note that a Ping was sent; where nothing was heard since an earlier one, that one counts."""
+        before, signs = self._silence, self._signs_of_life()
+        if before is None or before.signs != signs:
+            return _Silence(signs, until)
+        return before._replace(until=min(before.until, until))
 
-    def _check_keepalive(self, ping: bytes, signs: int, due: float) -> None:
-        """Abort the connection of a silent peer.
+    def _judge(self, silence: _Silence, now: float) -> _Silence | None:
+        """Abort the connection of a silent peer; return what it is still given.
 
         While reading is paused nothing can be heard, and that is our doing; and who has sent its Close
         sends no Pongs any more. Nor is anything heard while the event loop is held up, by a hook or by
         the machine: by as much as this comes late the peer has longer, once.
         """
-        self._checks = tuple(check for check in self._checks if check[0] != ping)
-        is_silent = self._signs_of_life() == signs
+        is_silent = self._signs_of_life() == silence.signs
         if not is_silent or not self._transport.reading or not self._protocol.can(Move.RECEIVE):
-            return
-        late = self._deadlines.poller.loop_time() - due
-        if late > _HELD_UP:
-            self._check_later(late, ping, signs, math.inf)
-        else:
-            timeout = self._config.ping_timeout
-            self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))
+            return None
+        late = now - silence.until
+        if late > _HELD_UP and not silence.is_extended:
+            return silence._replace(until=now + late, is_extended=True)
+        timeout = self._config.ping_timeout
+        self.abort(TimeoutError(f"nothing was heard from the peer {timeout} seconds after a ping"))
+        return None

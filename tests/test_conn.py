@@ -1024,6 +1024,20 @@ async def test_keepalive_pings_at_each_interval(role: Role, timeout: float) -> N
 
 
 @virtual
+@pytest.mark.parametrize("timeout", [3, 10, 25])
+async def test_keepalive_has_one_deadline_however_many_pings_there_were(timeout: float) -> None:
+    """What an idle connection takes does not grow with its age."""
+    async with connection(ping_interval=10, ping_timeout=timeout) as link:
+        link.beside(partial(note_pings, link, []))
+        counts = []
+        for _ in range(4):
+            waiting = [each for each in link.conn._deadlines._heap if each[2].callback is not None]
+            counts.append(len(waiting))
+            await anyio.sleep(11)
+        assert counts == [1, 1, 1, 1]
+
+
+@virtual
 async def test_keepalive_can_be_switched_off() -> None:
     """With ``ping_interval=None`` nothing is sent, and silence is fine."""
     async with connection(ping_interval=None) as link:
