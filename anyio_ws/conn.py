@@ -128,7 +128,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         self._compression: Parameters | None = None
         self._has_turn = False  # it is to come
         self._eof = False  # it comes after what was not looked at yet
-        self._pings = Pings(deadlines.poller.time, config.max_control_rate)
+        self._pings: Pings | None = None  # made for the first Ping or Pong
         self._tick: Deadline | None = None  # when the keepalive has something to do
         self._ping_due = -math.inf  # the first tick is for a Ping
         self._silence: _Silence | None = None
@@ -161,7 +161,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
     @property
     def latency(self) -> float | None:
         """The round-trip time of the last answered ping in seconds, ``None`` before there was one."""
-        return self._pings.latency
+        return None if self._pings is None else self._pings.latency
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -341,13 +341,14 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         """
         if self._transport.full:
             await self._wait_for_room()
-        ping = self._pings.make()
+        pings = self._need_pings()
+        ping = pings.make()
         self._hand_over(self._protocol.send_ping, ping.payload)
-        self._pings.add(ping)
+        pings.add(ping)
         try:
             await ping.answered.wait()
         finally:
-            self._pings.forget(ping)
+            pings.forget(ping)
         if self._is_gone:
             raise self._closed_error(sending=True)
         return ping.latency
@@ -572,17 +573,23 @@ class Conn(Closable, ObjectStream["str | bytes"]):
     def control_received(self, message: Message) -> bool:
         """Do what RFC 6455 §5.5 asks for, unless the application does; tell whether it does."""
         assert isinstance(message.data, bytes)
-        if self._pings.come_too_fast():
+        pings = self._need_pings()
+        if pings.come_too_fast():
             self._protocol.refuse(
                 CloseCode.POLICY_VIOLATION,
                 f"more than {self._config.max_control_rate} control frames in a second",
             )
         is_wanted = message.type in self._manual
         if message.type is MessageType.PONG:
-            self._pings.match(message.data)
+            pings.match(message.data)
         elif message.type is MessageType.PING and not is_wanted:
             self._pong(message.data)
         return is_wanted
+
+    def _need_pings(self) -> Pings:
+        if self._pings is None:
+            self._pings = Pings(self._deadlines.poller.time, self._config.max_control_rate)
+        return self._pings
 
     def _pong(self, data: bytes) -> None:
         """Answer a Ping, before what waits to be sent (§5.5.3: "as soon as is practical")."""
@@ -607,7 +614,8 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         super().connection_lost(error)
         if self._tick is not None:
             self._tick.cancel()
-        self._pings.release()
+        if self._pings is not None:
+            self._pings.release()
 
     # --- keepalive --------------------------------------------------------------------------------
 
@@ -620,7 +628,7 @@ class Conn(Closable, ObjectStream["str | bytes"]):
         if interval is None or not self._protocol.can(Move.SEND):
             self._ping_due = math.inf
         elif now >= self._ping_due:
-            self._transport.write_soon(self._protocol.send_ping(self._pings.keep_alive()))
+            self._transport.write_soon(self._protocol.send_ping(self._need_pings().keep_alive()))
             self._silence = self._begin_silence(now + timeout)
             self._ping_due = now + interval
         next_due = min(self._ping_due, math.inf if self._silence is None else self._silence.until)

@@ -853,7 +853,7 @@ async def test_ping_cancelled_anywhere_leaves_nothing_behind(how: str) -> None:
             link.beside(answer, link)
             await cut(link.conn.ping())
             await settle()
-            assert link.conn._pings._waiting == {}
+            assert link.conn._need_pings()._waiting == {}
             await link.peer.send_frame(TEXT, b"go on")
             assert await link.conn.receive() == "go on"
 
@@ -956,7 +956,7 @@ async def test_ping_raises_when_the_connection_ends_first(end: Do) -> None:
         link.beside(settle_then, link, end)
         with pytest.raises(ConnectionClosed):
             await link.conn.ping()
-        assert link.conn._pings._waiting == {}
+        assert link.conn._need_pings()._waiting == {}
 
 
 async def settle_then(link: Link, do: Do) -> None:
