@@ -2,7 +2,8 @@
 
 Messages that arrive whole need none of this. One that does not is collected in a buffer: the connection's
 own, one of a pool that all connections share, or one of the larger ones. Whatever there is too little of
-is replaced by fresh memory, so a pool never makes anybody wait; its statistics tell how often.
+is replaced by fresh memory, so a pool never makes anybody wait; its statistics tell how often. Where fresh
+memory is long it is dear, because the system has to find and clear every page of it: so one piece is kept.
 
 A buffer goes back to its pool only when nothing refers to its memory any more: a view that somebody has
 kept would show the data of another connection.
@@ -55,25 +56,43 @@ class BufferPool:
 
     :param count: how many there may be
     :param size: bytes of each
+    :param longest: keep the latest piece of fresh memory that is longer than *size*, up to so many bytes, and
+        lend it again
     """
 
-    def __init__(self, count: int, size: int) -> None:
+    def __init__(self, count: int, size: int, longest: int = 0) -> None:
         self.count = count
         self.size = size
+        self._longest = longest
         self._lock = threading.Lock()
         self._free: list[bytearray] = []
         self._lent: dict[int, bytearray] = {}
+        self._long: bytearray | None = None  # longer than the others
+        self._long_is_lent = False
         self._created = self._reused = self._fallback = 0
 
     def take(self, size: int) -> bytearray:
         """Lend a buffer of at least *size* bytes; fresh memory when there is none left, or none so large."""
         with self._lock:
+            if self.size < size <= self._longest:
+                return self._take_long(size)
             buffer = self._take() if size <= self.size else None
             if buffer is not None:
                 self._lent[id(buffer)] = buffer
                 return buffer
             self._fallback += 1
         return bytearray(size)
+
+    def _take_long(self, size: int) -> bytearray:
+        """Lend the long buffer; where it is lent or too short, a new one that takes its place."""
+        if self._long is None or self._long_is_lent or len(self._long) < size:
+            self._long = None  # before there is another
+            self._fallback += 1
+            self._long = bytearray(size)
+        else:
+            self._reused += 1
+        self._long_is_lent = True
+        return self._long
 
     def _take(self) -> bytearray | None:
         if self._free:
@@ -87,6 +106,11 @@ class BufferPool:
     def give(self, buffer: Memory) -> None:
         """Take a buffer back; fresh memory, and what is back already, is left to Python."""
         with self._lock:
+            if buffer is self._long:
+                self._long_is_lent = False
+                if is_exported(self._long):
+                    self._long = None
+                return
             lent = self._lent.pop(id(buffer), None)
             if lent is not None and len(lent) == self.size and not is_exported(lent):
                 self._free.append(lent)

@@ -91,7 +91,8 @@ def build_storage(config: Config) -> MessageStorage:
     """Make what all connections of a server keep incomplete messages in."""
     buffers = config.buffers
     large_size = min(buffers.large_size or 2 * buffers.size, config.max_message_size)
-    return MessageStorage(buffers.size, buffers.pool, BufferPool(buffers.large_count, large_size))
+    longest = config.max_message_size if buffers.large_count else 0
+    return MessageStorage(buffers.size, buffers.pool, BufferPool(buffers.large_count, large_size, longest))
 
 
 class Listening(Protocol):

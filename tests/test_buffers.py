@@ -127,6 +127,50 @@ def test_pool_does_not_lend_a_buffer_that_was_resized() -> None:
     assert len(pool.take(1)) == 100
 
 
+def test_pool_keeps_one_longer_buffer_and_lends_it_again() -> None:
+    """Whoever needs more than ``size`` gets it, as far as it reaches; past ``longest`` memory is fresh."""
+    pool = BufferPool(1, 100, longest=1_000)
+    long = pool.take(500)
+    assert len(long) == 500
+    pool.give(long)
+    assert pool.take(101) is long
+    pool.give(long)
+    assert len(pool.take(100)) == 100
+    too_long = pool.take(1_001)
+    pool.give(too_long)
+    assert pool.take(500) is long
+    assert counts(pool.statistics()) == (1, 1, 2, 2)
+
+
+def test_pool_replaces_its_longer_buffer_by_one_that_is_needed() -> None:
+    """While it is lent, or too short, a new one takes its place, and is the one that is kept."""
+    pool = BufferPool(1, 100, longest=1_000)
+    first, second = pool.take(500), pool.take(400)
+    pool.give(second)
+    pool.give(first)
+    assert pool.take(300) is second
+    pool.give(second)
+    third = pool.take(401)
+    assert len(third) == 401
+    pool.give(third)
+    assert pool.take(400) is third
+    assert counts(pool.statistics()) == (0, 0, 2, 3)
+
+
+def test_pool_takes_its_longer_buffer_back_once() -> None:
+    """Given twice it is lent to one only; and it is dropped while somebody looks at it."""
+    pool = BufferPool(1, 100, longest=1_000)
+    long = pool.take(500)
+    pool.give(long)
+    pool.give(long)
+    assert pool.take(500) is long
+    other = pool.take(500)
+    assert other is not long
+    with memoryview(other):
+        pool.give(other)
+    assert pool.take(500) is not other
+
+
 def test_pool_counts_right_when_many_threads_use_it() -> None:
     """Each of its threads has a buffer to itself, and the numbers add up."""
     pool = BufferPool(3, 64)
@@ -381,6 +425,20 @@ async def test_buffers_large_count_and_size_are_for_longer_messages() -> None:
         await other.send_frame(0, b"y")
         await settle()
         assert got == [b"x" * 301, b"y" * 201]
+
+
+@pytest.mark.parametrize(("large_count", "expected"), [(1, (0, 0, 2, 2)), (0, (0, 0, 0, 6))])
+async def test_buffer_that_a_long_message_has_grown_into_is_kept_for_the_next(
+    large_count: int, expected: tuple[int, int, int, int]
+) -> None:
+    """The first takes fresh memory and more of it, those behind it nothing; ``large_count=0`` keeps none."""
+    async with collecting(size=100, large_count=large_count, large_size=100) as (served, got):
+        peer = await served.open()
+        for byte in (b"x", b"y", b"z"):
+            await peer.send(await send_half(peer, byte * 40_000))
+            await settle()
+        assert got == [b"x" * 40_000, b"y" * 40_000, b"z" * 40_000]
+        assert counts(served.server.statistics().buffers.large) == expected
 
 
 @pytest.mark.parametrize(
