@@ -49,6 +49,7 @@ typedef struct {
     PyObject *steps;
     PyObject *waiting;      /* a list */
     PyObject *enter, *leave; /* NULL where no identity is taken */
+    PyObject *calling;       /* NULL, or the task that runs */
     PyObject *buffer;       /* NULL, or what the view is of */
     Py_buffer view;
 } Poller;
@@ -63,6 +64,7 @@ poller_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->waiting);
     Py_VISIT(self->enter);
     Py_VISIT(self->leave);
+    Py_VISIT(self->calling);
     Py_VISIT(self->buffer);
     return 0;
 }
@@ -76,6 +78,7 @@ poller_clear(PyObject *op)
     Py_CLEAR(self->waiting);
     Py_CLEAR(self->enter);
     Py_CLEAR(self->leave);
+    Py_CLEAR(self->calling);
     if (self->buffer != NULL) {
         PyBuffer_Release(&self->view);
         Py_CLEAR(self->buffer);
@@ -131,6 +134,7 @@ static PyMemberDef poller_members[] = {
     {"waiting", T_OBJECT_EX, offsetof(Poller, waiting), 0, NULL},
     {"enter", T_OBJECT_EX, offsetof(Poller, enter), 0, NULL},
     {"leave", T_OBJECT_EX, offsetof(Poller, leave), 0, NULL},
+    {"calling", T_OBJECT_EX, offsetof(Poller, calling), 0, NULL},
     {NULL},
 };
 
@@ -446,12 +450,13 @@ call_hooks_for_task(Lane *self, const State *state, Poller *poller, PyObject *me
     PyObject *const context = used[3], *const enter = used[4], *const leave = used[5];
     Py_ssize_t count = -1;
     PyObject *entered = steps ? PyObject_CallOneArg(enter, task) : Py_NewRef(Py_None);
-    if (entered != NULL && PyContext_Enter(context) == 0) {
+    const bool is_own = task == poller->calling;
+    if (entered != NULL && (is_own || PyContext_Enter(context) == 0)) {
         self->running = true;
         count = call_hooks(self, state, steps, inbox, hook, by_data, messages);
         self->running = false;
         PyObject *raised = count < 0 ? take_raised() : NULL;
-        if (PyContext_Exit(context) < 0) {
+        if (!is_own && PyContext_Exit(context) < 0) {
             count = -1;
         }
         raise_again(raised);

@@ -53,6 +53,7 @@ class PollerLane:
     corked: bool
     enter: Callable[[Any], None]
     leave: Callable[[Any], None]
+    calling: Any
     steps: bool
     waiting: list[Any]
 

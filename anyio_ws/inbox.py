@@ -8,7 +8,7 @@ Hooks have a short cut, because most of them are over at once. When the task tha
 and nothing waits, a hook begins right where its message came in, on behalf of that task: the task is
 not woken for it. Only a hook that goes to sleep wakes it, and goes on there. What the hook sees is the
 same: its own task, its own context, one message at a time. (On Trio a coroutine cannot begin outside of
-its task; there the short cut is for ``def`` hooks.)
+its task; there the short cut is for ``def`` hooks, and a task may await the sockets itself: ``poller.py``.)
 """
 
 from __future__ import annotations
@@ -182,7 +182,10 @@ class Inbox:
                 self._short_cut, self._served = not self._queue, 0
                 poller.enter(self._task)
                 try:
-                    self._context.run(self._call_or_keep, messages)
+                    if poller.calling is self._task:  # whose context it is that we are in
+                        self._call_or_keep(messages)
+                    else:
+                        self._context.run(self._call_or_keep, messages)
                 finally:
                     poller.leave(self._task)
                     self._short_cut = False

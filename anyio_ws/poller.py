@@ -18,6 +18,7 @@ import time
 import weakref
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from .lane import PollerLane, Watcher
 
 Callback = Callable[[], object]
 _READ_SIZE = 262_144
+_TIMES_PROMPT = 8  # that a task has gone back to its bell at once, before it leads
 _HAS_FILENO = hasattr(selectors.DefaultSelector, "fileno")  # else a selector cannot be watched itself
 
 
@@ -47,7 +49,10 @@ class Bell(Protocol):
         """Wake the task that waits; without one nothing happens, and nothing is remembered."""
 
     def wait(self) -> Awaitable[None]:
-        """Park the task that awaits this, until the bell is rung. Cancellation: as of any wait."""
+        """Park the task that awaits this, until the bell is rung. Cancellation: as of any wait.
+
+        It may end when the last socket does, too; so whoever waits for something looks whether it is there.
+        """
 
 
 class Corked(Protocol):
@@ -65,6 +70,7 @@ class Poller(Protocol):
     :ivar steps: whether :meth:`enter` takes the identity of a task, so that its coroutines may be stepped
     :ivar loop_time: the clock that AnyIO's deadlines go by, in seconds
     :ivar time: the clock for measuring, in seconds; that of the event loop where it is fine enough
+    :ivar calling: the task in which sockets that are ready are called just now, where that is known
     :ivar corked: whether what is written is gathered; those who have something are in ``waiting``
     """
 
@@ -73,6 +79,7 @@ class Poller(Protocol):
     steps: bool
     loop_time: Callable[[], float]
     time: Callable[[], float]
+    calling: Any
     corked: bool
     waiting: list[Corked]
 
@@ -133,6 +140,7 @@ class _Corking(PollerLane):
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(_READ_SIZE))
         self.corked = False
+        self.calling = None
         self.waiting = []
 
     def uncork(self) -> None:
@@ -271,10 +279,15 @@ def _can_add_reader(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 class _TrioBell:
-    __slots__ = ("_trio", "waiter")
+    """Parks its task, or has it lead; see :class:`_TrioWatch`."""
 
-    def __init__(self, trio: Any) -> None:
-        self._trio = trio
+    __slots__ = ("_poller", "_runs_in", "_times_prompt", "leads", "waiter")
+
+    def __init__(self, poller: _TrioPoller) -> None:
+        self._poller = poller
+        self._runs_in = 0  # the pass of the event loop that its task runs in, when it was rung for a socket
+        self._times_prompt = 0
+        self.leads: _TrioWatch | None = None
         self.waiter: Any = None
 
     @property
@@ -283,17 +296,105 @@ class _TrioBell:
 
     def ring(self) -> None:
         task, self.waiter = self.waiter, None
-        if task is not None:
-            self._trio.reschedule(task)
+        if task is None:
+            return
+        calling = self._poller.calling
+        self._runs_in = 0 if calling is None else self._poller.passes + (calling is not task)
+        if calling is task:  # it leads, and will see that it was rung
+            return
+        if self.leads is None:
+            self._poller.trio.reschedule(task)
+        else:
+            self.leads.rouse()
 
     def wait(self) -> Awaitable[None]:
-        self.waiter = self._trio.current_task()
-        waiting: Awaitable[None] = self._trio.wait_task_rescheduled(self._abort)
+        poller, watch = self._poller, self._poller.watch
+        self.waiter = poller.trio.current_task()
+        self._times_prompt = self._times_prompt + 1 if self._runs_in == poller.passes else 0
+        if self._times_prompt >= _TIMES_PROMPT and watch is not None and not watch.is_led:
+            return watch.lead(self)
+        waiting: Awaitable[None] = poller.trio.wait_task_rescheduled(self._abort)
         return waiting
 
     def _abort(self, raise_cancel: object) -> Any:
         self.waiter = None
-        return self._trio.Abort.SUCCEEDED
+        return self._poller.trio.Abort.SUCCEEDED
+
+
+class _TrioWatch:
+    """Has one task at a time await a watcher's file descriptor, and call what watches its sockets.
+
+    Trio resumes a task in the pass of its event loop after the one in which it was woken. So the task that
+    hears of a message had best be the one that waits for it: the *leader* is a task that is parked on a
+    bell, awaits the file descriptor meanwhile, and goes on in the same pass if it was rung by what it called.
+    The *keeper*, a task of our own, does it while nobody leads. Those lead that go back to their bell
+    before Trio waits again, as most hooks do; who does not is found out when Trio is about to wait, and
+    the keeper is called.
+    """
+
+    def __init__(self, poller: _TrioPoller, watcher: Watcher) -> None:
+        self._poller = poller
+        self._watcher = watcher
+        self._fd = watcher.fileno()
+        self._keeper = _TrioBell(poller)
+        self._keeps = True  # the keeper awaits the file descriptor, or is on its way
+        self._is_open = True
+        self.is_led = False
+
+    def before_io_wait(self, timeout: float) -> None:
+        """See that somebody awaits the file descriptor; Trio calls this as that of an instrument."""
+        self._poller.passes += 1
+        if not self.is_led and not self._keeps:
+            self._keeps = True
+            self._poller.call_soon(self._keeper.ring)
+
+    async def keep(self, scope: Any) -> None:
+        """Be the keeper, until the scope is cancelled; close the watcher then."""
+        poller, trio = self._poller, self._poller.trio
+        trio.add_instrument(self)
+        try:
+            with scope:
+                while True:
+                    if not self._keeps:
+                        await self._keeper.wait()
+                        continue
+                    with suppress(poller.closed):  # another leads
+                        await trio.wait_readable(self._fd)
+                        self._call_all(trio.current_task())
+        finally:
+            trio.remove_instrument(self)
+            self.rouse()
+            self._is_open = False
+            self._watcher.close()
+            poller.forget(self._watcher)
+
+    async def lead(self, bell: _TrioBell) -> None:
+        """Be the leader, until the bell is rung."""
+        poller, task = self._poller, bell.waiter
+        if self._keeps:
+            self._keeps = False
+            self.rouse()
+        self.is_led, bell.leads = True, self
+        try:
+            while bell.waiter is not None:
+                await poller.trio.wait_readable(self._fd)
+                self._call_all(task)
+        except poller.closed:
+            pass  # it was rung, or the watcher is closed
+        finally:
+            self.is_led, bell.leads, bell.waiter = False, None, None
+
+    def _call_all(self, task: Any) -> None:
+        self._poller.calling = task
+        try:
+            self._watcher.call_all()
+        finally:
+            self._poller.calling = None
+
+    def rouse(self) -> None:
+        """End the wait of who awaits the file descriptor."""
+        if self._is_open:
+            self._poller.trio.notify_closing(self._fd)
 
 
 def _do_nothing(task: Any) -> None:
@@ -301,7 +402,10 @@ def _do_nothing(task: Any) -> None:
 
 
 class _TrioPoller(_Gathering):
-    """One task awaits the watcher's file descriptor."""
+    """One task awaits the watcher's file descriptor: see :class:`_TrioWatch`.
+
+    :ivar passes: how often the event loop has gone round while sockets were watched
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,7 +413,12 @@ class _TrioPoller(_Gathering):
         self.enter = self.leave = _do_nothing
         import trio  # here, because Trio need not be installed
 
-        self._trio: Any = trio.lowlevel
+        self.trio: Any = trio.lowlevel
+        self.closed = trio.ClosedResourceError
+        # As in the keeper: a KeyboardInterrupt does not come in the middle of what a leader calls.
+        trio.lowlevel.enable_ki_protection(_TrioWatch.lead)
+        self.passes = 1
+        self.watch: _TrioWatch | None = None
         self._new_scope: Callable[[], Any] = trio.CancelScope
         self._token = trio.lowlevel.current_trio_token()
         self.time = self.loop_time = trio.current_time
@@ -317,13 +426,13 @@ class _TrioPoller(_Gathering):
         self._scope: Any = None
 
     def bell(self) -> Bell:
-        return _TrioBell(self._trio)
+        return _TrioBell(self)
 
     def current_task(self) -> Any:
-        return self._trio.current_task()
+        return self.trio.current_task()
 
     def context_of_task(self) -> Context:
-        context: Context = self._trio.current_task().context
+        context: Context = self.trio.current_task().context
         return context
 
     def call_soon(self, callback: Callback) -> None:
@@ -331,24 +440,19 @@ class _TrioPoller(_Gathering):
 
     def _begin(self, watcher: Watcher) -> None:
         self._scope = self._new_scope()
-        self.spawn(partial(self._run, watcher, self._scope))
+        self.watch = _TrioWatch(self, watcher)
+        self.spawn(partial(self.watch.keep, self._scope))
 
     def _end(self) -> None:
         self._scope.cancel()
 
-    async def _run(self, watcher: Watcher, scope: Any) -> None:
-        try:
-            with scope:
-                while True:
-                    await self._trio.wait_readable(watcher.fileno())
-                    watcher.call_all()
-        finally:
-            watcher.close()
-            if self._watcher is watcher:  # the next one may be there already
-                self._watcher = None
+    def forget(self, watcher: Watcher) -> None:
+        """Let go of a watcher that is closed."""
+        if self._watcher is watcher:  # the next one may be there already
+            self._watcher = self.watch = None
 
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
-        self._trio.spawn_system_task(_as_coroutine, function, context=copy_context())
+        self.trio.spawn_system_task(_as_coroutine, function, context=copy_context())
 
 
 # --- the running one ------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ both_roles = pytest.mark.parametrize("role", ROLES)
 ON_ASYNCIO = [each for each in BACKENDS if each.id != "trio"]
 on_asyncio = pytest.mark.parametrize("anyio_backend", ON_ASYNCIO)
 """Run the test on asyncio and uvloop only, because it uses what only asyncio has."""
+on_trio = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "trio"])
+"""Run the test on Trio only, because it is about what only Trio has."""
 
 
 # --- time -----------------------------------------------------------------------------------------------

@@ -404,6 +404,30 @@ async def test_hook_has_one_context_of_its_own(way: str, shape: str) -> None:
         assert variable.get() == "nothing"
 
 
+@ways
+async def test_hook_that_waits_at_times_has_its_context_all_the_time(way: str) -> None:
+    """On Trio, too, where its task awaits the sockets itself once hooks have been over soon enough."""
+    variable = ContextVar[int]("variable", default=-1)
+    seen: list[int] = []
+
+    def plain(number: int) -> None:
+        seen.append(variable.get())
+        variable.set(number)
+
+    async def other(number: int) -> None:
+        plain(number)
+
+    def hook(data: str) -> Any:
+        return (plain if int(data) % 3 else other)(int(data))
+
+    async with opened(way) as ends:
+        await ends.call(hook)
+        for number in range(40):
+            await ends.get((TEXT, b"%d" % number))
+        assert (seen, ends.raised) == ([*range(-1, 39)], [])
+        assert variable.get() == -1
+
+
 # --- hooks: what they do --------------------------------------------------------------------------------
 
 

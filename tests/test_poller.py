@@ -14,11 +14,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import TaskGroup
 
 from anyio_ws import _lane_py, lane
-from anyio_ws.poller import current_poller
+from anyio_ws.poller import _TIMES_PROMPT, current_poller
 
-from .memory import on_asyncio, settle
+from .memory import on_asyncio, on_trio, settle
 from .support import is_trio, nothing_left
 
 
@@ -257,6 +258,220 @@ async def test_callback_that_fails_is_reported_and_disturbs_nobody(caplog: pytes
         for sock in (bad, good):
             poller.unwatch_readable(sock.fileno())
     assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info] == ["of this socket"] * 2
+
+
+# --- who awaits the sockets, on Trio --------------------------------------------------------------------
+
+
+class Reader:
+    """A task that parks on a bell, which is rung when its socket can be read.
+
+    :ivar called_in: for each of the calls the task that it happened in
+    :ivar got: what was received, noted by the task
+    :ivar task: the task, while it runs
+    """
+
+    def __init__(self, tasks: TaskGroup, sleeps: bool = False) -> None:
+        self.called_in: list[Any] = []
+        self.got: list[bytes] = []
+        self.task: Any = None
+        self.is_awake = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self.poller = current_poller()
+        self.bell = self.poller.bell()
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self._sleeps = sleeps
+        self._received = list[bytes]()
+        self.poller.begin()
+        self.poller.watch_readable(self.ours.fileno(), self.read)
+        tasks.start_soon(self._run)
+
+    def read(self) -> None:
+        self.called_in.append(self.poller.current_task())
+        self._received.append(self.ours.recv(9))
+        self.bell.ring()
+
+    async def _run(self) -> None:
+        self.task = self.poller.current_task()
+        with self.scope:
+            while not self.got or self.got[-1] != b"end":
+                await self.bell.wait()
+                self.got += self._received
+                self._received.clear()
+                if self._sleeps:
+                    await self.is_awake.wait()
+        self.task = None
+        self.close()
+
+    def close(self) -> None:
+        if self.ours.fileno() >= 0:
+            self.poller.unwatch_readable(self.ours.fileno())
+            self.poller.end()
+            self.ours.close()
+            self.theirs.close()
+
+    async def get(self, data: bytes = b".") -> Any:
+        """Have the task get something; return the task in which it came in."""
+        self.theirs.send(data)
+        await settle()
+        return self.called_in[-1]
+
+    async def lead(self) -> None:
+        """Have the task get so much that it leads."""
+        for _ in range(_TIMES_PROMPT):
+            await self.get()
+        assert await self.get() is self.task
+
+
+@on_trio
+async def test_leader_is_a_task_that_has_come_back_at_once() -> None:
+    """It has others called as well as itself; who goes home while it leads leaves it to the keeper again."""
+    async with nothing_left(), anyio.create_task_group() as tasks:
+        one, other = Reader(tasks), Reader(tasks)
+        for _ in range(_TIMES_PROMPT):
+            assert await one.get() not in (one.task, other.task)
+        assert await one.get() is one.task
+        for _ in range(2 * _TIMES_PROMPT):
+            assert await other.get() is one.task
+        leader = one.task
+        assert await one.get(b"end") is leader
+        assert await other.get() not in (leader, other.task)
+        assert await other.get() is other.task
+        assert await other.get(b"end") is not None
+        assert one.got == [b"."] * (_TIMES_PROMPT + 1) + [b"end"]
+        assert other.got == [b"."] * (2 * _TIMES_PROMPT + 2) + [b"end"]
+
+
+@on_trio
+async def test_leader_that_waits_for_something_else_holds_nobody_up() -> None:
+    """While it sleeps the sockets of others are served; it leads again when it has earned it anew."""
+    async with anyio.create_task_group() as tasks:
+        one, other = Reader(tasks), Reader(tasks)
+        await one.lead()
+        one._sleeps = True
+        await one.get()
+        for _ in range(3):
+            assert await other.get() not in (one.task, other.task)
+        one._sleeps = False
+        one.is_awake.set()
+        await settle()
+        await one.lead()
+        for each in (one, other):
+            await each.get(b"end")
+
+
+@on_trio
+async def test_task_that_always_waits_never_leads() -> None:
+    """What it waits for may be over soon: that Trio has gone round meanwhile is what counts."""
+    async with anyio.create_task_group() as tasks:
+        reader = Reader(tasks, sleeps=True)
+        reader.is_awake.set()
+        for _ in range(3 * _TIMES_PROMPT):
+            assert await reader.get() is not reader.task
+        await reader.get(b"end")
+
+
+@on_trio
+async def test_leader_is_woken_by_others_as_by_itself() -> None:
+    """By a ring, by another task that calls what is ready, and by a cancellation, which is served at once."""
+    async with anyio.create_task_group() as tasks:
+        one, other = Reader(tasks), Reader(tasks)
+        await one.lead()
+        one._received.append(b"from elsewhere")
+        one.bell.ring()
+        assert not one.bell.is_parked
+        one.bell.ring()
+        await settle()
+        assert one.got[-1] == b"from elsewhere"
+        await one.lead()
+        poller: Any = current_poller()
+        one.theirs.send(b"another's")
+        poller.watch._call_all(poller.current_task())
+        await settle()
+        assert (one.got[-1], one.bell.is_parked) == (b"another's", True)
+        await one.lead()
+        one.scope.cancel()
+        await settle()
+        assert (one.task, one.bell.is_parked) == (None, False)
+        assert await other.get() is not None
+        assert other.got == [b"."]
+        await other.get(b"end")
+
+
+@on_trio
+@pytest.mark.parametrize("first", ["cancelled", "ready"])
+async def test_leader_that_is_cancelled_when_its_socket_is_ready_loses_nothing(first: str) -> None:
+    """Whichever comes first: what is there is received by the leader, or left to the keeper."""
+    async with anyio.create_task_group() as tasks:
+        reader = Reader(tasks)
+        await reader.lead()
+        before = len(reader.called_in)
+        reader.close = lambda: None  # type: ignore[method-assign]
+        reader.theirs.send(b"x")
+        if first == "ready":
+            await anyio.lowlevel.checkpoint()
+        reader.scope.cancel()
+        await settle()
+        assert (len(reader.called_in), reader.task) == (before + 1, None)
+        assert reader._received in ([b"x"], [])
+        assert reader._received or reader.got[-1] == b"x"
+        del reader.close
+        reader.close()
+
+
+@on_trio
+async def test_leader_stays_parked_when_the_last_socket_ends() -> None:
+    """Its bell wakes it later, and with the next sockets it may lead again."""
+    async with nothing_left(), anyio.create_task_group() as tasks:
+        one = Reader(tasks)
+        await one.lead()
+        one.close()
+        await settle()
+        assert one.bell.is_parked
+        async with nothing_left(), anyio.create_task_group() as others:
+            other = Reader(others)
+            await other.lead()
+            await other.get(b"end")
+        assert one.bell.is_parked
+        one._received.append(b"end")
+        one.bell.ring()
+
+
+@on_trio
+async def test_leader_makes_room_for_new_sockets_while_the_old_ones_end() -> None:
+    """The last socket ends, and at once there is another: the old leader waits, the new one is served."""
+    async with nothing_left(), anyio.create_task_group() as tasks:
+        one = Reader(tasks)
+        await one.lead()
+        one.close()
+        other = Reader(tasks)
+        await other.lead()
+        assert one.bell.is_parked
+        one._received.append(b"end")
+        one.bell.ring()
+        await settle()
+        await other.get(b"end")
+
+
+@on_trio
+async def test_leader_is_not_interrupted_in_what_it_calls() -> None:
+    """A ``KeyboardInterrupt`` comes where Trio lets it, as it does while the keeper calls."""
+    import trio
+
+    protected: list[bool] = []
+    async with anyio.create_task_group() as tasks:
+        reader = Reader(tasks)
+        read = reader.read
+
+        def note() -> None:
+            protected.append(trio.lowlevel.currently_ki_protected())
+            read()
+
+        reader.poller.watch_readable(reader.ours.fileno(), note)
+        await reader.lead()
+        await reader.get(b"end")
+    assert set(protected) == {True}
 
 
 # --- tasks and identities -------------------------------------------------------------------------------
