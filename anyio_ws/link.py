@@ -286,7 +286,8 @@ class Link:
         limits = config.handshake
         self._reader = reader = RequestReader(limits.max_size, limits.max_headers, service.request_buffers)
         try:
-            request = await receive_head(transport, reader)
+            # A request is nearly always there before the task that reads it.
+            request = await receive_head(transport, reader, at_once=True)
         finally:
             reader.close()
         request.remote_address = transport.remote_address

@@ -175,6 +175,14 @@ class SocketTransport(SocketLane):
             self.reading = True
             self._watch()
 
+    def resume_now(self) -> None:
+        """Read again, what has come already first; see ``Transport.resume_now``."""
+        if not self.ended and not self._eof:
+            self.reading = True
+            self._readable()
+            if self.reading:
+                self.resume()
+
     def _watch(self) -> None:
         if not self._is_watched and not self._eof:
             self._is_watched = True

@@ -104,6 +104,12 @@ class Transport(Protocol):
     def resume(self) -> None:
         """Read again."""
 
+    def resume_now(self) -> None:
+        """Read again, and where it is a socket that is read, receive within this call what has come already.
+
+        This is for tasks that no receiver is waiting for: all sockets receive into the same buffer.
+        """
+
     def finish(self, *, half_close: bool = False, await_eof: bool = False) -> None:
         """Send what waits, then end; what still arrives is discarded.
 
@@ -216,6 +222,10 @@ class StreamTransport:
         self.reading = True
         if self._resumed is not None:
             self._resumed.set()
+
+    def resume_now(self) -> None:
+        """Read again; a stream cannot be asked what has come already."""
+        self.resume()
 
     def finish(self, *, half_close: bool = False, await_eof: bool = False) -> None:
         """Send what waits, then end; what still arrives is discarded.
@@ -424,10 +434,19 @@ class _HeadReceiver:
     def __init__(self, transport: Transport, reader: HeadReader[Any]) -> None:
         self.head: Any = None
         self.error: Exception | None = None
-        self.done = anyio.Event()
         self._transport = transport
         self._reader = reader
         self._next = transport.receiver
+        self._is_done = False
+        self._done: anyio.Event | None = None  # set when there is something to wait for
+
+    async def wait(self) -> None:
+        """Wait until there is a head or an error."""
+        if self._is_done:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._done = anyio.Event()
+            await self._done.wait()
 
     def data_received(self, data: bytes | memoryview) -> None:
         self._take(self._reader.feed, data)
@@ -445,23 +464,29 @@ class _HeadReceiver:
             self.error = without_frames(exc)
         if self.head is not None or self.error is not None:
             self._transport.pause()
-            self.done.set()
+            self._end()
+
+    def _end(self) -> None:
+        self._is_done = True
+        if self._done is not None:
+            self._done.set()
 
     def room_made(self) -> None:
         pass
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.is_set():
+        if not self._is_done:
             self.error = anyio.BrokenResourceError("the connection was lost during the opening handshake")
             self.error.__cause__ = error
-            self.done.set()
+            self._end()
         if self._next is not None:
             self._next.connection_lost(error)
 
 
-async def receive_head(transport: Transport, reader: HeadReader[HeadT]) -> HeadT:
+async def receive_head(transport: Transport, reader: HeadReader[HeadT], *, at_once: bool = False) -> HeadT:
     """Read the head of a request or response; then reading is paused again.
 
+    :param at_once: begin with what has come already, as :meth:`Transport.resume_now` does
     :raises HandshakeError: what the reader found wrong
     :raises anyio.BrokenResourceError: when the connection is lost first
     """
@@ -469,8 +494,11 @@ async def receive_head(transport: Transport, reader: HeadReader[HeadT]) -> HeadT
     if transport.ended:
         raise anyio.BrokenResourceError("the connection was lost before the opening handshake")
     before, transport.receiver = transport.receiver, receiver
-    transport.resume()
-    await receiver.done.wait()
+    if at_once:
+        transport.resume_now()
+    else:
+        transport.resume()
+    await receiver.wait()
     if not transport.ended:
         transport.receiver = before
     error, receiver.error = receiver.error, None

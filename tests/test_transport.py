@@ -21,7 +21,16 @@ from anyio_ws.transport import Farewell, address_of, receive_head
 from .frames import build_frame
 from .memory import Stopwatch, settle
 from .support import BINARY, virtual
-from .transports import ENDINGS, MUCH, PIECE, Notes, every_transport, opened, timed_transport
+from .transports import (
+    ENDINGS,
+    MUCH,
+    PIECE,
+    Notes,
+    direct_transport,
+    every_transport,
+    opened,
+    timed_transport,
+)
 
 PONG = b"\x8a\x04pong"
 
@@ -720,14 +729,18 @@ class Line:
         return self.data
 
 
+either_way = pytest.mark.parametrize("at_once", [False, True])
+
+
 @every_transport
-async def test_receive_head_returns_the_head_and_stops_reading(kind: str) -> None:
+@either_way
+async def test_receive_head_returns_the_head_and_stops_reading(kind: str, at_once: bool) -> None:
     """The reader gets the bytes as they come; behind the head nothing is read before it is wanted."""
     async with opened(kind, reading=False) as ends:
         heads = []
 
         async def receive() -> None:
-            heads.append(await receive_head(ends.transport, Line()))
+            heads.append(await receive_head(ends.transport, Line(), at_once=at_once))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive)
@@ -743,32 +756,75 @@ async def test_receive_head_returns_the_head_and_stops_reading(kind: str) -> Non
         await ends.notes.expect(b"a frame")
 
 
+@pytest.mark.parametrize("kind", ["socket-unix", "tls-unix"])
+async def test_receive_head_at_once_takes_what_has_come(kind: str) -> None:
+    """A head that is there before it is asked for costs no turn of the event loop."""
+    async with opened(kind, reading=False) as ends:
+        await ends.peer.send(b"head\n")
+        reads = ends.transport.reads
+        with pytest.raises(StopIteration) as returned:
+            receive_head(ends.transport, Line(), at_once=True).send(None)
+        assert returned.value.value == b"head\n"
+        assert (ends.transport.reading, ends.transport.reads - reads) == (False, 1)
+        await ends.peer.send(b"a frame")
+        ends.transport.resume()
+        await ends.notes.expect(b"a frame")
+
+
+@direct_transport
+async def test_receive_head_at_once_can_be_cancelled(kind: str) -> None:
+    """Who is cancelled gets no head, though it may be there: a server that stops begins nothing new."""
+    async with opened(kind, reading=False) as ends:
+        await ends.peer.send(b"head\n")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await receive_head(ends.transport, Line(), at_once=True)
+        assert scope.cancelled_caught
+
+
 @every_transport
-async def test_receive_head_raises_what_its_reader_finds_wrong(kind: str) -> None:
+@either_way
+async def test_receive_head_raises_what_its_reader_finds_wrong(kind: str, at_once: bool) -> None:
     """The error of the reader is raised where the head is waited for; the transport lives on."""
     async with opened(kind, reading=False) as ends:
         await ends.peer.send(b"oh!")
         with pytest.raises(ValueError, match="an exclamation mark"):
-            await receive_head(ends.transport, Line())
+            await receive_head(ends.transport, Line(), at_once=at_once)
         assert not ends.transport.reading
         ends.transport.write(b"bad request")
         assert await ends.peer.receive() == b"bad request"
 
 
 @every_transport
+@either_way
 @pytest.mark.parametrize("data", [b"half a line", b""])
 @pytest.mark.attack("H03")
-async def test_receive_head_hands_the_end_of_the_stream_to_its_reader(kind: str, data: bytes) -> None:
+async def test_receive_head_hands_the_end_of_the_stream_to_its_reader(
+    kind: str, data: bytes, at_once: bool
+) -> None:
     """Whether the end of the stream completes a head, or is an error, is for the reader to say."""
     async with opened(kind, reading=False) as ends:
         if data:
             await ends.peer.send(data)
         await ends.peer.send_eof()
         if data:
-            assert await receive_head(ends.transport, Line()) == data
+            assert await receive_head(ends.transport, Line(), at_once=at_once) == data
         else:
             with pytest.raises(EOFError):
-                await receive_head(ends.transport, Line())
+                await receive_head(ends.transport, Line(), at_once=at_once)
+
+
+@direct_transport
+@pytest.mark.attack("H03")
+async def test_receive_head_at_once_raises_when_receiving_fails(kind: str) -> None:
+    """An error that is there before the head is asked for breaks the resource as a later one does."""
+    error = OSError("reset by the peer")
+    async with opened(kind, reading=False) as ends:
+        ends.below.receive_faults.append(error)
+        with pytest.raises(anyio.BrokenResourceError) as caught:
+            await receive_head(ends.transport, Line(), at_once=True)
+        assert caught.value.__cause__ is error
+        assert ends.notes.events == [("lost", error)]
 
 
 @every_transport
