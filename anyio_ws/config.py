@@ -109,8 +109,8 @@ class HandshakeConfig:
     :ivar timeout: seconds from the accepted connection to the 101, TLS and ``init`` included; then 408
     :ivar max_size: bytes of request line and headers; more is answered with 414 or 431
     :ivar max_headers: how many headers a request may have; more is answered with 431
-    :ivar count: how many buffers of *max_size* bytes are kept for requests; each is held only until its
-        request is complete. A request that finds none is collected in fresh memory.
+    :ivar count: how many buffers of *max_size* bytes are kept for requests; each is held by a request
+        that does not arrive whole, until it is complete. One that finds none is collected in fresh memory.
     """
 
     timeout: float = 10.0

@@ -156,7 +156,11 @@ ROWS = (
     Row("config.handshake.timeout", "`handshake.timeout`", "the whole opening handshake; then 408"),
     Row("config.handshake.max_size", "`handshake.max_size`", "a larger request is answered with 431"),
     Row("config.handshake.max_headers", "`handshake.max_headers`", "more headers are answered with 431"),
-    Row("config.handshake.count", "`handshake.count`", "a pool of request buffers, held until the 101"),
+    Row(
+        "config.handshake.count",
+        "`handshake.count`",
+        "a pool of request buffers, held by requests that do not arrive whole",
+    ),
     Row(
         "config.thread_pool.count",
         "`blocking`, `thread_pool.count`",
