@@ -64,10 +64,13 @@ class Service:
         self._http_handler = http_handler
         self._http_names = choose_parameters(http_handler, ("request", "app")) if http_handler else ()
 
+    def may_answer_http(self, request: Request) -> bool:
+        """Tell whether a request is for the user to answer: it asks for no WebSocket."""
+        return self._http_handler is not None and not is_upgrade(request)
+
     async def answer_http(self, request: Request, app: object, threads: ThreadPool | None) -> Response | None:
-        """Have the user answer a request that asks for no WebSocket; ``None`` when there is no answer."""
-        if self._http_handler is None or is_upgrade(request):
-            return None
+        """Have the user answer such a request; ``None`` when there is no answer."""
+        assert self._http_handler is not None
         arguments = {"request": request, "app": app}
         handler = self._http_handler if threads is None else threads.bind(self._http_handler)
         response = await settle(handler(**{name: arguments[name] for name in self._http_names}))
@@ -231,7 +234,7 @@ class Link:
         """Do the opening handshake under its deadline; return ``None`` when it was refused."""
         listening, opening = self._listening, self._opening
         assert opening is not None
-        opening.deadline = anyio.current_time() + self._config.handshake.timeout
+        opening.deadline = listening.deadlines.poller.loop_time() + self._config.handshake.timeout
         refusal: bytes = b""
         with opening:
             try:
@@ -291,18 +294,19 @@ class Link:
         finally:
             reader.close()
         request.remote_address = transport.remote_address
-        answer_to_http: bytes | None = await self._users(self._answer_http(request))
-        if answer_to_http is not None:
-            raise _Answered(answer_to_http)
+        if service.may_answer_http(request):
+            answer: bytes | None = await self._users(self._answer_http(request))
+            if answer is not None:
+                raise _Answered(answer)
         handshake = service.check(request)
         conn = listening.make_conn(transport)
         self._id = conn.id
         session: Session = await self._users(
             service.make_session(listening.tools, handshake=handshake, conn=conn, app=listening.app)
         )
-        compression, answer = negotiate(handshake.extensions, config.compression) or (None, "")
+        compression, extensions = negotiate(handshake.extensions, config.compression) or (None, "")
         try:
-            transport.write(accept(handshake, answer))
+            transport.write(accept(handshake, extensions))
             conn.open(
                 handshake.subprotocol,
                 compression=compression,

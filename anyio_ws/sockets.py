@@ -49,7 +49,7 @@ class ConnectedSocket:
         self._remote_address = remote_address
         try:
             sock.setblocking(False)
-            if sock.family in _TCP:
+            if isinstance(remote_address, tuple) or sock.family in _TCP:  # asking the socket takes longer
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             self.close()
