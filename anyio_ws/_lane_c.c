@@ -1124,7 +1124,7 @@ static PyType_Spec lane_spec = {
 
 enum { READ, WRITE, WAYS };
 enum { BATCH = 128 }; /* sockets that are dealt with before other tasks get their turn */
-enum { TRIES = 8 };   /* as in _lane_py.py */
+enum { TIMES_ALONE = 8, TRIES = 8 }; /* as in _lane_py.py */
 
 typedef struct {
     PyObject *callbacks[WAYS]; /* NULL for what is not watched */
@@ -1136,7 +1136,8 @@ typedef struct {
     int epoll;        /* -1 when closed */
     Watched *watched; /* by file descriptor */
     size_t size;
-    uint64_t likely; /* which socket is likely to be ready next, as an event's data */
+    uint64_t alone;  /* which socket was ready alone when the system was asked last, as an event's data */
+    int times_alone; /* how often one after the other */
     int tries;       /* how often it may still be tried before the system is asked */
 } Watcher;
 
@@ -1338,7 +1339,7 @@ watcher_call_all(PyObject *op, PyTypeObject *defining, PyObject *const *Py_UNUSE
     }
     if (self->tries > 0) {
         self->tries--;
-        const int was_brief = call_back(self, state, self->likely, READ);
+        const int was_brief = call_back(self, state, self->alone, READ);
         if (was_brief || self->epoll < 0) {
             return none_or_raise(was_brief);
         }
@@ -1348,6 +1349,7 @@ watcher_call_all(PyObject *op, PyTypeObject *defining, PyObject *const *Py_UNUSE
     if (count < 0 && errno != EINTR) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    bool is_alone = false;
     for (int i = 0; i < count; i++) {
         /* An error or a hang-up is for both ways: what is tried then will tell. */
         const uint64_t data = events[i].data.u64;
@@ -1356,11 +1358,14 @@ watcher_call_all(PyObject *op, PyTypeObject *defining, PyObject *const *Py_UNUSE
             || ((events[i].events & ~(uint32_t)EPOLLIN) && call_back(self, state, data, WRITE) < 0)) {
             return NULL;
         }
-        if (was_brief && count == 1) {
-            self->likely = data;
-            self->tries = TRIES;
+        is_alone = was_brief && count == 1;
+        if (is_alone && self->alone != data) {
+            self->alone = data;
+            self->times_alone = 0;
         }
     }
+    self->times_alone = !is_alone ? 0 : self->times_alone < TIMES_ALONE ? self->times_alone + 1 : TIMES_ALONE;
+    self->tries = self->times_alone == TIMES_ALONE ? TRIES : 0;
     Py_RETURN_NONE;
 }
 

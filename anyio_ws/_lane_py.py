@@ -13,7 +13,7 @@ from typing import Any
 logger: logging.Logger = logging.getLogger("anyio_ws")
 
 Callback = Callable[[], object]
-_TRIES = 8  # as in _lane_c.c
+_TIMES_ALONE = _TRIES = 8  # as in _lane_c.c
 _COMPLAINT = "a socket's callback failed"
 
 
@@ -88,8 +88,8 @@ class SocketLane(NoLane):
 class Watcher:
     """Holds sockets in one selector, and calls what watches those that are ready.
 
-    Where one socket was ready alone, and there was little to do, it is likely to be the next one: so it
-    is tried a few times before the system is asked which ones are ready.
+    Where one socket was ready alone several times in a row, with little to do, it is likely to be the next
+    one: so it is tried a few times before the system is asked which ones are ready.
 
     The one that is built is for Linux, and does all of :meth:`call_all` in C.
     """
@@ -98,7 +98,8 @@ class Watcher:
         self._selector: Any = selectors.DefaultSelector()  # None when closed
         # For each file descriptor what to call: the first for reading, the second for writing.
         self._watched: dict[int, list[Callback | None]] = {}
-        self._likely: list[Callback | None] = []  # the callbacks of the socket that is likely to be next
+        self._alone: list[Callback | None] = []  # the callbacks of the socket that was ready alone last,
+        self._times_alone = 0  # and how often one after the other
         self._tries = 0  # how often it may still be tried
 
     def fileno(self) -> int:
@@ -145,18 +146,22 @@ class Watcher:
         """Call what watches the sockets that are ready; what a callback raises is logged."""
         if self._tries > 0:
             self._tries -= 1
-            if self._call(self._likely[0]):
+            if self._call(self._alone[0]):
                 return
         self._tries = 0
         ready = self._selector.select(0) if self._selector is not None else []
+        is_alone = False
         for key, events in ready:
             callbacks: list[Callback | None] = key.data
             # Either may have been taken back a moment ago, so it is looked up as late as possible.
             was_brief = bool(events & selectors.EVENT_READ) and self._call(callbacks[0])
             if events & selectors.EVENT_WRITE:
                 self._call(callbacks[1])
-            if was_brief and len(ready) == 1:
-                self._likely, self._tries = callbacks, _TRIES
+            is_alone = was_brief and len(ready) == 1
+            if is_alone and self._alone is not callbacks:
+                self._alone, self._times_alone = callbacks, 0
+        self._times_alone = min(self._times_alone + 1, _TIMES_ALONE) if is_alone else 0
+        self._tries = _TRIES if self._times_alone == _TIMES_ALONE else 0
 
     def _call(self, callback: Callback | None) -> bool:
         """Call back; return whether there was little to do."""
@@ -172,7 +177,7 @@ class Watcher:
             self._selector.close()
             self._selector = None
             self._watched.clear()
-            self._likely, self._tries = [], 0
+            self._alone, self._times_alone, self._tries = [], 0, 0
 
 
 def complain(error: Exception) -> None:
